@@ -1,0 +1,29 @@
+"""Neural ODEs in PyTorch, solved and differentiated by PyTorch or by Julia's SciML."""
+
+from .api import backends as backends
+from .api import odeint as odeint
+from .api import odeint_adjoint as odeint_adjoint
+from .api import odeint_dense as odeint_dense
+from .api import odeint_event as odeint_event
+from .api import solve as solve
+from .doctor import doctor as doctor
+from .dynamics import ANODE as ANODE
+from .dynamics import GHBNODE as GHBNODE
+from .dynamics import HBNODE as HBNODE
+from .dynamics import NODE as NODE
+from .dynamics import SONODE as SONODE
+from .dynamics import GNesterovNODE as GNesterovNODE
+from .dynamics import NesterovNODE as NesterovNODE
+from .errors import BackendUnavailableError as BackendUnavailableError
+from .errors import GradientWarning as GradientWarning
+from .errors import InvalidArgumentError as InvalidArgumentError
+from .errors import PyJuliaODEError as PyJuliaODEError
+from .errors import SolverError as SolverError
+from .errors import UnsupportedError as UnsupportedError
+from .layer import NeuralODE as NeuralODE
+from .solution import Retcode as Retcode
+from .solution import Solution as Solution
+from .solution import SolveStats as SolveStats
+from .solver import Solver as Solver
+
+__version__ = "0.1.0"

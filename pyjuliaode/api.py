@@ -1,0 +1,346 @@
+"""The front door: solve, and torchdiffeq's odeint, odeint_adjoint, odeint_event, odeint_dense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backends import AdjointRequest, Result, choose, registered
+from .errors import InvalidArgumentError
+from .problem import Problem, State
+from .rhs import RHS
+from .solution import Solution
+from .solver import Solver
+
+Field = Callable[[Tensor, State], State]
+
+
+def solve(
+    func: Field,
+    y0: State,
+    t: Tensor | Sequence[float],
+    solver: Solver | None = None,
+    *,
+    event_fn: Callable[[Tensor, State], Tensor] | None = None,
+    params: Sequence[Tensor] | None = None,
+    throw: bool = True,
+) -> Solution:
+    """Solve dy/dt = func(t, y), y(t[0]) = y0.
+
+    Arguments:
+        func: ``func(t, y) -> dy/dt``, a module (also a dynamics) or any callable. ``t`` is a 0-d
+            tensor in the real dtype of the state.
+        y0: initial state: a tensor of any shape, or a tuple of tensors of one dtype and device.
+        t: times, shape (T,), T >= 2, strictly increasing or decreasing.
+        solver: :class:`Solver`; default ``Solver()``.
+        event_fn: ends the solve at the first sign change of any element of ``event_fn(t, y)``;
+            the solution's last time is then that of the event, differentiable.
+        params: tensors for which a continuous adjoint computes gradients; default: those of
+            ``func.parameters()`` that require one.
+        throw: raise :class:`SolverError` where the solve fails (it carries the partial solution);
+            False returns it with its retcode.
+
+    Returns:
+        Solution: ``y`` has shape (T, *y0.shape) and carries the autograd graph.
+
+    Raises:
+        InvalidArgumentError, UnsupportedError, BackendUnavailableError, SolverError.
+    """
+    solver = Solver() if solver is None else solver
+    problem = Problem.build(func, y0, t, params)
+    if event_fn is not None:
+        return _solve_event(problem, solver, AdjointRequest(), event_fn, throw)
+    result = choose(solver.backend).solve(problem, solver, AdjointRequest())
+    return _solution(problem, result, throw)
+
+
+def _solution(problem: Problem, result: Result, throw: bool) -> Solution:
+    n = result.y.shape[0]
+    y = problem.structure.unpack(result.y, (n,))
+    t = problem.t if n == problem.t.numel() else problem.t[:n]
+    solution = Solution(
+        t, y, result.stats, result.retcode, result.message, result.step_t, dense=result.dense
+    )
+    return solution.raise_if_failed() if throw else solution
+
+
+def _solve_event(
+    problem: Problem,
+    solver: Solver,
+    adjoint: AdjointRequest,
+    event_fn: Callable[[Tensor, State], Tensor],
+    throw: bool,
+) -> Solution:
+    """Find the event without a graph, then solve up to it with one.
+
+    The event time follows from event_fn(t, y(t)) = 0 by the implicit function theorem.
+    """
+    backend = choose(solver.backend)
+    with torch.no_grad():
+        found = backend.solve(problem, solver, adjoint, event_fn)
+    if found.event is None:
+        if math.isinf(problem.times[-1]) or not found.retcode.successful:
+            return _solution(problem, found, throw)
+        return _solution(problem, backend.solve(problem, solver, adjoint), throw)
+    t_event, y_event = found.event
+    n = found.y.shape[0]
+    times = [*problem.times[:n], t_event]
+    if n > 1 and times[-1] == times[-2]:
+        times.pop()
+    if len(times) > 1 and times[-1] != times[0]:
+        head = problem.t.detach()[: len(times) - 1].to(torch.float64)
+        before = problem.t[: len(times) - 1].to(torch.float64) if problem.t.requires_grad else head
+        t = torch.cat([before, before.new_tensor([t_event])])
+        upto = Problem(problem.func, problem.y0, t, times, problem.structure, problem.params,
+                       problem.explicit_params)
+        again = backend.solve(upto, solver, adjoint)
+        again.stats.nfe_forward += found.stats.nfe_forward
+        rows = again.y
+    else:
+        again, t = found, problem.t[:1].to(torch.float64)
+        rows = torch.stack([problem.y0, y_event]) if n == 1 else found.y
+    event_t, last = _event_gradient(problem, event_fn, t_event, rows[-1])
+    y = torch.cat([rows[:-1], last[None]])
+    again.stats.retcode = found.retcode
+    return Solution(
+        torch.cat([t[:-1], event_t[None].to(t.dtype)]) if len(t) > 1 else event_t[None],
+        problem.structure.unpack(y, (y.shape[0],)),
+        again.stats,
+        found.retcode,
+        step_t=again.step_t,
+        event_t=event_t,
+        dense=again.dense,
+    )
+
+
+def _event_gradient(
+    problem: Problem, event_fn: Callable[[Tensor, State], Tensor], t_event: float, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Event time and state there, with gradients: dt = -dg / (∂g/∂t + ∂g/∂y f)."""
+    rhs = RHS(problem)
+    t = torch.tensor(t_event, dtype=torch.float64, device=y.device)
+    if not torch.is_grad_enabled():
+        return t.to(problem.time_dtype), y
+    with torch.no_grad():
+        slope = rhs(t_event, y.detach())
+    t_leaf, y_leaf = rhs.time(t).requires_grad_(), y.detach().requires_grad_()
+    value = _first_event(event_fn(t_leaf, problem.structure.unpack(y_leaf)))
+    if not value.requires_grad:
+        return t.to(problem.time_dtype), y
+    g_t, g_y = torch.autograd.grad(value, (t_leaf, y_leaf), allow_unused=True)
+    rate = torch.zeros_like(value) if g_t is None else g_t
+    if g_y is not None:
+        rate = rate + torch.dot(g_y, slope)
+    value = _first_event(event_fn(rhs.time(t), problem.structure.unpack(y)))
+    if not value.requires_grad or float(rate) == 0.0:
+        return rhs.time(t), y
+    shift = -(value - value.detach()) / rate.detach()
+    return rhs.time(t) + shift, y + slope * shift
+
+
+def _first_event(value: Tensor) -> Tensor:
+    """The element that is zero, or nearest to it."""
+    value = value.reshape(-1)
+    return value[value.detach().abs().argmin()]
+
+
+def odeint(
+    func: Field,
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable[[Tensor, State], Tensor] | None = None,
+    backend: str = "auto",
+) -> Any:
+    """torchdiffeq's odeint: solve dy/dt = func(t, y) and differentiate through the steps.
+
+    Arguments:
+        func: ``func(t, y) -> dy/dt``; a tuple state is passed and returned as a tuple.
+        y0: initial state, a tensor of any shape or a tuple of tensors.
+        t: times, shape (T,), strictly monotone either way; one time returns y0.
+        rtol, atol: numbers, tensors of the state's shape, or a tuple for a tuple state.
+        method: default "dopri5"; see :func:`pyjuliaode.backends` for the others.
+        options: as in torchdiffeq; see :class:`Solver`.
+        event_fn: with it, t[1] only gives the direction and the result is
+            ``(event_t, solution)`` with the states at t[0] and at the event.
+        backend: "auto", "torch" or "julia".
+
+    Returns:
+        States at ``t``, shape (T, *y0.shape), or a tuple of such.
+
+    Raises:
+        InvalidArgumentError, UnsupportedError, SolverError.
+    """
+    solver = _drop_in_solver(rtol, atol, method, options, backend)
+    return _odeint(func, y0, t, solver, AdjointRequest(), event_fn, None)
+
+
+def odeint_adjoint(
+    func: nn.Module,
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable[[Tensor, State], Tensor] | None = None,
+    backend: str = "auto",
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
+    adjoint_method: str | None = None,
+    adjoint_options: Mapping[str, Any] | None = None,
+    adjoint_params: Sequence[Tensor] | None = None,
+) -> Any:
+    """torchdiffeq's odeint_adjoint: gradients by a backward solve instead of a stored graph.
+
+    The adjoint is "gauss" (states from the dense output of the forward solve, parameter gradients
+    by quadrature) where the method has an interpolant of its order, else "backsolve".
+    ``adjoint_options={"adjoint": "backsolve"}`` names another; a callable ``norm`` in
+    ``adjoint_options`` implies backsolve, on whose state it is defined. ``adjoint_options``
+    default to ``options`` without ``norm``.
+
+    Raises:
+        InvalidArgumentError: func is no module and ``adjoint_params`` is not given; also where
+            ``adjoint_method`` differs, ``options`` are given and ``adjoint_options`` are not.
+    """
+    if adjoint_params is None and not isinstance(func, nn.Module):
+        raise InvalidArgumentError(
+            "func must be a torch.nn.Module so that its parameters are known, got "
+            f"{type(func).__name__}; or pass adjoint_params (an empty tuple where there are none)"
+        )
+    if adjoint_method not in (None, method) and options is not None and adjoint_options is None:
+        raise InvalidArgumentError(
+            "adjoint_method differs from method and options are given: say with adjoint_options "
+            "what the adjoint method takes"
+        )
+    solver = _drop_in_solver(rtol, atol, method, options, backend)
+    extra = None if adjoint_options is None else dict(adjoint_options)
+    adjoint = None if extra is None else extra.pop("adjoint", None)
+    if adjoint is None:
+        adjoint = _default_adjoint(solver, extra)
+    solver = Solver(
+        solver.method,
+        solver.rtol,
+        solver.atol,
+        adjoint=adjoint,
+        backend=backend,
+        max_steps=solver.max_steps,
+        adjoint_rtol=adjoint_rtol,
+        adjoint_atol=adjoint_atol,
+        options=options,
+    )
+    request = AdjointRequest(adjoint_method, extra)
+    return _odeint(func, y0, t, solver, request, event_fn, adjoint_params)
+
+
+_NO_DENSE = ("dopri8", "scipy_solver")
+
+
+def _default_adjoint(solver: Solver, options: Mapping[str, Any] | None) -> str:
+    if options is not None and callable(options.get("norm")):
+        return "backsolve"
+    adams = solver.method.endswith("_adams")
+    return "backsolve" if adams or solver.method in _NO_DENSE else "gauss"
+
+
+def _drop_in_solver(
+    rtol: Any, atol: Any, method: str | None, options: Mapping[str, Any] | None, backend: str
+) -> Solver:
+    """A Solver with torchdiffeq's defaults: dopri5, a graph through the steps."""
+    method = "dopri5" if method is None else method
+    if options is not None and not isinstance(options, Mapping):
+        raise InvalidArgumentError(f"options must be a dict, got {type(options).__name__}")
+    adjoint = "auto" if method == "scipy_solver" or _asks_for_replay(options) else "direct"
+    return Solver(
+        method, rtol, atol, adjoint=adjoint, backend=backend, max_steps=100_000, options=options
+    )
+
+
+def _asks_for_replay(options: Mapping[str, Any] | None) -> bool:
+    return options is not None and "graph_memory" in options
+
+
+def _odeint(
+    func: Field,
+    y0: State,
+    t: Tensor,
+    solver: Solver,
+    adjoint: AdjointRequest,
+    event_fn: Callable[[Tensor, State], Tensor] | None,
+    params: Sequence[Tensor] | None,
+) -> Any:
+    if event_fn is None:
+        problem = Problem.build(func, y0, t, params, single_time=True)
+        result = choose(solver.backend).solve(problem, solver, adjoint)
+        return _solution(problem, result, throw=True).y
+    problem = Problem.build(func, y0, t, params)
+    if len(problem.times) != 2:
+        raise InvalidArgumentError(
+            f"with event_fn t must hold 2 times (start and direction), got {len(problem.times)}"
+        )
+    problem.times[1] = math.copysign(math.inf, problem.times[1] - problem.times[0])
+    solution = _solve_event(problem, solver, adjoint, event_fn, throw=True)
+    return solution.event_t, solution.y
+
+
+def odeint_event(
+    func: Field,
+    y0: State,
+    t0: Tensor | float,
+    *,
+    event_fn: Callable[[Tensor, State], Tensor],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """torchdiffeq's odeint_event: solve from t0 until event_fn(t, y) changes sign.
+
+    Returns ``(event_t, solution)``: a 0-d tensor, and the states at t0 and at the event, shape
+    (2, *y0.shape); both differentiable, also with respect to parameters of ``event_fn``.
+    """
+    parts = y0 if isinstance(y0, (tuple, list)) else (y0,)
+    start = torch.as_tensor(t0, dtype=parts[0].abs().dtype, device=parts[0].device)
+    ahead = start.detach() + (-1.0 if reverse_time else 1.0)
+    t = torch.stack([start.reshape(()), ahead.reshape(())])
+    return odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+
+
+def odeint_dense(
+    func: Field,
+    y0: State,
+    t0: Tensor | float,
+    t1: Tensor | float,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    backend: str = "auto",
+) -> Solution:
+    """Solve from t0 to t1 and return a callable: ``dense(t)`` is the state at any time between."""
+    options = {**(options or {}), "dense": True}
+    solver = _drop_in_solver(rtol, atol, method, options, backend)
+    with torch.no_grad():
+        return solve(func, y0, [float(t0), float(t1)], solver)
+
+
+def backends() -> dict[str, dict[str, Any]]:
+    """The backends by name: whether each is ready, what is missing, and what it can do."""
+    report = {}
+    for name, backend in registered().items():
+        missing = backend.missing()
+        report[name] = {
+            "ready": missing is None,
+            "missing": missing,
+            "capabilities": backend.capabilities(),
+        }
+    return report

@@ -1,0 +1,109 @@
+"""Adaptive Runge-Kutta methods: a stream of accepted steps."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from ...rhs import RHS
+from ...solution import Retcode, SolveStats
+from .callbacks import Callbacks
+from .control import Control, StepFailure, resolution
+from .runge_kutta import Sides, Step, Stepper
+
+
+class AdaptiveRK:
+    """Integrates from one time to another, choosing the steps.
+
+    The steps end on every time of ``stops``, on the discontinuities that ``sides`` knows, and on
+    the end of the span; nothing is evaluated beyond it.
+    """
+
+    def __init__(
+        self,
+        rhs: RHS,
+        stepper: Stepper,
+        control: Control,
+        stats: SolveStats,
+        sides: Sides,
+        callbacks: Callbacks | None = None,
+        stops: Sequence[float] = (),
+    ):
+        self.rhs, self.stepper, self.control = rhs, stepper, control
+        self.stats, self.callbacks, self.sides = stats, callbacks, sides
+        self.stops = sorted({*stops, *sides.jumps})
+        self.h: float | None = None  # the size that the controller wants next
+
+    def steps(
+        self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None
+    ) -> Iterator[Step]:
+        """Yield accepted steps from t0 to t1; raise :class:`StepFailure` where there are none."""
+        direction = 1.0 if t1 > t0 else -1.0
+        if f0 is None:
+            f0 = self._slope(t0, t1, y)
+        self.stepper.start(f0)
+        if self.h is None:
+            self.h = self.control.initial_step(self.rhs, t0, y, f0, direction)
+        t, marks = t0, [*self._between(t0, t1), t1]
+        for mark in marks:
+            while t != mark:
+                step = self._accepted(t, mark, y, direction)
+                yield step
+                t, y = step.t1, step.y1
+                if t == t1:
+                    return
+                slope = None if self.sides.apart(t) else self.stepper.next_slope()
+                self.stepper.start(self._slope(t, t1, y) if slope is None else slope)
+
+    def _between(self, t0: float, t1: float) -> list[float]:
+        low, high = min(t0, t1), max(t0, t1)
+        inside = [s for s in self.stops[bisect_right(self.stops, low) :] if s < high]
+        return inside if t1 > t0 else inside[::-1]
+
+    def _slope(self, t: float, t1: float, y: Tensor) -> Tensor:
+        at = self.sides.after(t, t1)
+        return self.rhs(self.stepper.clock.get(t, t) if at is None else at, y)
+
+    def _accepted(self, t: float, mark: float, y: Tensor, direction: float) -> Step:
+        """Attempt steps from (t, y) towards ``mark`` until one is accepted."""
+        control, stepper, stats = self.control, self.stepper, self.stats
+        last_ratio = 1.0
+        while True:
+            h, t1, cut = self._propose(t, mark, direction, last_ratio)
+            if stats.n_accepted + stats.n_rejected >= control.max_steps:
+                raise StepFailure(Retcode.MAX_ITERS, t, f"{control.max_steps} steps were attempted")
+            span = stepper.span(t, t1, h)
+            y1 = stepper.trial(t, t1, span, y, self.sides.before(t, t1))
+            ratio = control.ratio(stepper.error(), h, y, y1)
+            accept = ratio <= 1.0 or (abs(h) <= control.min_step and math.isfinite(ratio))
+            if self.callbacks is not None:
+                self.callbacks.report(accept, t, y, h)
+            if accept:
+                stats.n_accepted += 1
+                wanted = abs(h) * control.factor(ratio)
+                # a step cut short to end on a mark says little about the size that is possible
+                self.h = max(wanted, self.h) if cut else wanted
+                return Step(stepper, t, t1, span, y, y1)
+            stats.n_rejected += 1
+            control.rejected()
+            last_ratio = ratio
+            self.h = abs(h) * (control.factor(ratio) if math.isfinite(ratio) else 0.1)
+
+    def _propose(
+        self, t: float, mark: float, direction: float, last_ratio: float
+    ) -> tuple[float, float, bool]:
+        """(signed h, end of step, whether it was cut) of the next trial."""
+        h = min(max(self.h, self.control.min_step), self.control.max_step)
+        remaining = abs(mark - t)
+        if h >= remaining * (1 - 1e-9):
+            return mark - t, mark, h > remaining
+        if 2 * h > remaining:  # two equal steps rather than a last one of no size
+            h = 0.5 * remaining
+        if h < resolution(t):
+            if math.isfinite(last_ratio):
+                raise StepFailure(Retcode.DT_LESS_THAN_MIN, t, f"underflow in dt (dt = {h:.3g})")
+            raise StepFailure(Retcode.UNSTABLE, t, "no step, however small, has a finite result")
+        return direction * h, t + direction * h, False

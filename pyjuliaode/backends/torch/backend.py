@@ -1,0 +1,297 @@
+"""TorchBackend: choose method and adjoint, run, and report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidArgumentError, UnsupportedError
+from ...problem import Problem
+from ...rhs import RHS, PerFunction, saved_bytes
+from ...solution import Retcode, SolveStats
+from ...solver import Solver
+from ..base import AdjointRequest, Capabilities, Result
+from . import per_sample
+from .continuous import AdjointPlan, run_continuous
+from .control import tolerance
+from .dense import UserDense
+from .direct import run_graph, run_replay
+from .forward import Trace, run, transforms_active
+from .plan import METHODS, Plan, user_norm
+from .refusal import refuse_transforms
+from .runge_kutta import NeedsGraph
+
+ADJOINTS = ("auto", "direct", "backsolve", "interpolating", "gauss")
+GRAPH_MEMORY = 2**30  # bytes of graph beyond which "auto" replays the steps instead
+_facts = PerFunction()
+
+
+class _GraphTooLarge(Exception):
+    """The autograd graph has grown beyond its budget."""
+
+
+class TorchBackend:
+    """Solves in PyTorch; needs nothing else."""
+
+    name = "torch"
+
+    def missing(self) -> str | None:
+        return None
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            methods=METHODS,
+            adjoints=ADJOINTS[1:],
+            devices=("cpu", "cuda"),
+            dtypes=("float32", "float64", "complex64", "complex128"),
+            structures=("ode",),
+            events=True,
+        )
+
+    def solve(
+        self,
+        problem: Problem,
+        solver: Solver,
+        adjoint: AdjointRequest,
+        event_fn: Callable[..., Tensor] | None = None,
+    ) -> Result:
+        """Solve; see :class:`pyjuliaode.backends.base.Backend`."""
+        if solver.adjoint not in ADJOINTS:
+            raise UnsupportedError(
+                f"adjoint {solver.adjoint!r} does not exist in the torch backend; 'gauss' computes "
+                "the same integral, and backend='julia' has it where Julia is set up"
+            )
+        plan = _forward_plan(problem, solver)
+        stats = SolveStats(method=plan.method, adjoint=solver.adjoint, backend=self.name)
+        started = time.perf_counter()
+        trace = _run(problem, solver, plan, adjoint, stats, event_fn)
+        stats.seconds = time.perf_counter() - started
+        return _result(problem, trace, stats)
+
+
+def _forward_plan(problem: Problem, solver: Solver) -> Plan:
+    structure, like = problem.structure, problem.y0
+    return Plan.build(
+        solver.method,
+        tolerance("rtol", solver.rtol, structure, like),
+        tolerance("atol", solver.atol, structure, like),
+        user_norm(solver.option("norm"), structure.unpack),
+        solver.max_steps,
+        solver.dt,
+        solver.options,
+    )
+
+
+def _run(
+    problem: Problem,
+    solver: Solver,
+    plan: Plan,
+    request: AdjointRequest,
+    stats: SolveStats,
+    event_fn: Callable[..., Tensor] | None,
+) -> Trace:
+    rhs = RHS(problem)
+    options = {"dense": bool(solver.option("dense", False)), "event_fn": event_fn}
+    try:
+        if len(problem.times) == 1:
+            return Trace([problem.y0], list(problem.times))
+        if solver.option("per_sample", False):
+            return per_sample.run(problem, plan, rhs, solver, stats)
+        if plan.kind == "scipy":
+            solver = _scipy_solver(solver, event_fn)
+            stats.adjoint = solver.adjoint
+        if solver.adjoint in ("auto", "direct"):
+            return _run_direct(problem, solver, plan, rhs, stats, options)
+        adjoint_plan = _adjoint_plan(problem, solver, plan, request)
+        if not _wants_gradient(problem):
+            return _run_plain(problem, plan, rhs, stats, None, options)
+        refuse_transforms(f"adjoint {solver.adjoint!r}")
+        return run_continuous(problem, plan, adjoint_plan, rhs, stats, **options)
+    finally:
+        stats.nfe_forward = rhs.nfe
+
+
+def _scipy_solver(solver: Solver, event_fn: Callable[..., Tensor] | None) -> Solver:
+    """What SciPy can be asked for: no graph runs through it, and no events are watched."""
+    if event_fn is not None:
+        raise UnsupportedError("scipy_solver has no events here; use method='dopri5'")
+    if solver.adjoint not in ("auto", "backsolve"):
+        raise UnsupportedError(
+            f"scipy_solver has no adjoint {solver.adjoint!r}: neither a graph nor an interpolant "
+            "comes through NumPy; use adjoint='backsolve' or 'auto'"
+        )
+    return replace(solver, adjoint="backsolve")
+
+
+def _wants_gradient(problem: Problem) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return problem.y0.requires_grad or problem.t.requires_grad or bool(problem.params)
+
+
+def _run_plain(
+    problem: Problem, plan: Plan, rhs: RHS, stats: SolveStats, f0: Tensor | None, options: Any
+) -> Trace:
+    with torch.no_grad():
+        return run(plan, problem, rhs, problem.y0, f0, stats, graph=False, **options)
+
+
+def _run_direct(
+    problem: Problem,
+    solver: Solver,
+    plan: Plan,
+    rhs: RHS,
+    stats: SolveStats,
+    options: dict[str, Any],
+) -> Trace:
+    """The discrete adjoint, or no adjoint where nothing requires a gradient."""
+    stats.adjoint = "direct"
+    if plan.kind == "adaptive" and _batched(problem.y0):
+        raise UnsupportedError(
+            "torch.func.vmap cannot follow adaptive steps, which depend on the values; use a "
+            "batch dimension, options={'per_sample': True}, or a method of fixed step"
+        )
+    f0 = _first_slope(problem, plan, rhs)
+    needs = torch.is_grad_enabled() and (
+        f0.requires_grad or problem.y0.requires_grad or problem.t.requires_grad
+    )
+    if not (needs or transforms_active()):
+        try:
+            return run(plan, problem, rhs, problem.y0, f0, stats, graph=False, **options)
+        except NeedsGraph:
+            stats.n_accepted = stats.n_rejected = 0
+    checkpoint = solver.option("checkpoint")
+    if checkpoint is None and solver.adjoint == "auto":
+        return _run_within_budget(problem, solver, plan, rhs, f0, stats, options)
+    if checkpoint:
+        _check_replay(problem, plan)
+        stats.adjoint = "direct (replay)"
+        return run_replay(problem, plan, rhs, f0, stats, **options)
+    return run_graph(problem, plan, rhs, f0, stats, **options)
+
+
+def _first_slope(problem: Problem, plan: Plan, rhs: RHS) -> Tensor:
+    times = problem.times
+    at = plan.sides(rhs.time_dtype).after(times[0], times[-1])
+    return rhs(times[0] if at is None else at, problem.y0)
+
+
+def _batched(x: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while torch._C._are_functorch_transforms_active():
+        if functorch.is_batchedtensor(x):
+            return True
+        if not functorch.is_functorch_wrapped_tensor(x):
+            return False
+        x = functorch.get_unwrapped(x)
+    return False
+
+
+def _check_replay(problem: Problem, plan: Plan) -> None:
+    refuse_transforms("options={'checkpoint': True}")
+    if plan.kind == "adams":
+        raise UnsupportedError(
+            f"method {plan.method!r} keeps a history and cannot be replayed step by step; use "
+            "options={'checkpoint': False} or a Runge-Kutta method"
+        )
+    if not problem.params and not isinstance(problem.func, torch.nn.Module):
+        raise InvalidArgumentError(
+            "options={'checkpoint': True} needs func to be a torch.nn.Module (or adjoint_params): "
+            "the tensors of a plain function are not known"
+        )
+
+
+def _run_within_budget(
+    problem: Problem,
+    solver: Solver,
+    plan: Plan,
+    rhs: RHS,
+    f0: Tensor,
+    stats: SolveStats,
+    options: dict[str, Any],
+) -> Trace:
+    """adjoint="auto": keep the graph while it fits the budget, else replay the steps."""
+    can_replay = (
+        plan.kind != "adams"
+        and isinstance(problem.func, torch.nn.Module)
+        and not transforms_active()
+    )
+    if not can_replay:
+        return run_graph(problem, plan, rhs, f0, stats, **options)
+    key = (problem.y0.shape, problem.y0.dtype)
+    per_evaluation = _facts.get(problem.func, key)
+    if per_evaluation is None:
+        per_evaluation = saved_bytes(f0, problem.y0)
+        _facts.put(problem.func, key, per_evaluation)
+    budget = float(solver.option("graph_memory", GRAPH_MEMORY))
+
+    def watch() -> None:
+        if rhs.nfe * per_evaluation > budget:
+            raise _GraphTooLarge
+
+    if _facts.get(problem.func, (*key, "replay", budget)) is None:
+        try:
+            return run_graph(problem, plan, rhs, f0, stats, watch=watch, **options)
+        except _GraphTooLarge:
+            _facts.put(problem.func, (*key, "replay", budget), True)
+            stats.n_accepted = stats.n_rejected = 0
+    stats.adjoint = "direct (replay)"
+    return run_replay(problem, plan, rhs, f0, stats, **options)
+
+
+def _adjoint_plan(
+    problem: Problem, solver: Solver, plan: Plan, request: AdjointRequest
+) -> AdjointPlan:
+    """The backward solve's plan: the forward one, with what was set for the adjoint."""
+    kind = solver.adjoint
+    structure, like = problem.structure, problem.y0
+    options = dict(request.options or {})
+    norm = options.pop("norm", None)
+    method = request.method or plan.method
+    if request.options is None:
+        forward = dict(solver.options or {})
+        for name in ("norm", "dense", "checkpoint", "graph_memory", "first_step"):
+            forward.pop(name, None)
+        options = forward
+    if kind != "backsolve" and not plan.has_interpolant:
+        raise UnsupportedError(
+            f"method {plan.method!r} has no interpolant of its order, which adjoint {kind!r} "
+            "needs; use adjoint='direct' or 'backsolve', or method='dopri5'"
+        )
+    if kind == "gauss" and callable(norm):
+        raise InvalidArgumentError(
+            "an adjoint norm over (t, y, adj_y, *params) belongs to adjoint='backsolve'"
+        )
+    backward = Plan.build(
+        method,
+        tolerance("adjoint_rtol", _first(solver.adjoint_rtol, solver.rtol), structure, like),
+        tolerance("adjoint_atol", _first(solver.adjoint_atol, solver.atol), structure, like),
+        max_steps=solver.max_steps,
+        dt=solver.dt,
+        options=options,
+    )
+    return AdjointPlan(kind, backward, norm, relative_atol=solver.adjoint_atol is None)
+
+
+def _first(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _result(problem: Problem, trace: Trace, stats: SolveStats) -> Result:
+    retcode, message = Retcode.SUCCESS, ""
+    if trace.failure is not None:
+        retcode, message = trace.failure.retcode, trace.failure.message
+    elif trace.event is not None:
+        retcode = Retcode.TERMINATED
+    stats.retcode = retcode
+    dense = None
+    if trace.dense is not None and trace.dense.h:
+        dense = UserDense(trace.dense, problem.structure)
+    rows = trace.rows
+    y = torch.stack(rows) if isinstance(rows, list) else rows
+    return Result(y, stats, retcode, message, trace.step_t, dense, trace.event)

@@ -1,0 +1,298 @@
+"""Continuous adjoints: backsolve, interpolating and gauss.
+
+With λ = dL/dy, going backward in time: λ' = -λᵀ ∂f/∂y and dL/dθ = ∫ λᵀ ∂f/∂θ dt; λ jumps by
+∂L/∂y(t_i) at every requested time (Pontryagin; Chen et al. 2018, eq. 3 to 5).
+
+* backsolve: solves (y, λ, dL/dθ) backward together, y again from its final value at each interval.
+* interpolating: solves (λ, dL/dθ); y comes from the dense output of the forward solve.
+* gauss: solves λ alone; dL/dθ is a Gauss-Legendre quadrature on each accepted step, so the
+  parameters are neither carried by the Runge-Kutta method nor seen by its error norm.
+
+The equations are linear in λ, so their absolute tolerance is taken relative to the size of the
+incoming gradient, unless the user sets it: scaling the loss scales the gradient and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import GradientWarning, SolverError
+from ...problem import Problem
+from ...rhs import RHS, PerFunction, Time, leaves
+from ...solution import SolveStats
+from .callbacks import Callbacks
+from .control import StepFailure, rms
+from .dense import DenseOutput
+from .fixed import fixed_grid
+from .forward import Trace, run
+from .plan import Plan
+from .refusal import once_only
+
+# abscissae and weights of Gauss-Legendre quadrature on [0, 1], by number of points
+_LEGENDRE = {
+    1: ((0.5, 1.0),),
+    2: ((0.5 - 0.5 / 3**0.5, 0.5), (0.5 + 0.5 / 3**0.5, 0.5)),
+    3: (
+        (0.5 - 0.5 * 0.6**0.5, 5 / 18),
+        (0.5, 8 / 18),
+        (0.5 + 0.5 * 0.6**0.5, 5 / 18),
+    ),
+}
+_seen_leaves = PerFunction()
+
+
+@dataclass(frozen=True)
+class AdjointPlan:
+    """How to go backward.
+
+    Attributes:
+        kind: "backsolve", "interpolating" or "gauss".
+        plan: method and tolerances of the backward solve.
+        norm: "seminorm" (parameters out of the error norm), a callable on the tuple
+            (t, y, adj_y, *adj_params) for backsolve, or None.
+        relative_atol: whether atol is relative to the size of the incoming gradient.
+    """
+
+    kind: str
+    plan: Plan
+    norm: str | Callable[..., Any] | None = None
+    relative_atol: bool = True
+
+
+@dataclass
+class AdjointTask:
+    problem: Problem
+    plan: Plan
+    adjoint: AdjointPlan
+    stats: SolveStats
+    rhs: RHS
+    run_options: Mapping[str, Any]
+    trace: Trace | None = None
+
+
+def run_continuous(
+    problem: Problem, plan: Plan, adjoint: AdjointPlan, rhs: RHS, stats: SolveStats, **kwargs: Any
+) -> Trace:
+    """Forward run without a graph, differentiated by a continuous adjoint."""
+    task = AdjointTask(problem, plan, adjoint, stats, rhs, kwargs)
+    rows = _ContinuousAdjoint.apply(task, problem.y0, problem.t, *problem.params)
+    trace = task.trace
+    trace.rows = rows
+    return trace
+
+
+class _ContinuousAdjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, task: AdjointTask, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
+        options = dict(task.run_options)
+        options["dense"] = options.get("dense", False) or task.adjoint.kind != "backsolve"
+        y0 = y0.detach().clone()
+        trace = run(
+            task.plan, task.problem, task.rhs, y0, None, task.stats, graph=False, **options
+        )
+        rows = torch.stack(trace.rows)
+        ctx.problem, ctx.adjoint, ctx.stats = task.problem, task.adjoint, task.stats
+        ctx.dense = trace.dense
+        ctx.save_for_backward(rows.clone(), t, *params)
+        task.trace = trace
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        started = time.perf_counter()
+        rows, t, *params = ctx.saved_tensors
+        with torch.no_grad():
+            sweep = _Sweep(ctx, rows, grad.detach(), params)
+            grads = sweep.run(need_t=ctx.needs_input_grad[2])
+        ctx.stats.nfe_backward = sweep.rhs.n_vjp + sweep.rhs.nfe
+        ctx.stats.seconds_backward = time.perf_counter() - started
+        if torch.is_grad_enabled():
+            grads = once_only(ctx.adjoint.kind, grads, [grad, t, *params])
+        return None, *grads
+
+
+class _Sweep:
+    """One pass backward over all requested times."""
+
+    def __init__(self, ctx: Any, rows: Tensor, grad: Tensor, params: Sequence[Tensor]):
+        self.problem: Problem = ctx.problem
+        self.adjoint: AdjointPlan = ctx.adjoint
+        self.dense: DenseOutput | None = ctx.dense
+        self.rows, self.grad, self.params = rows, grad, params
+        self.rhs = RHS(self.problem)
+        self.rhs.params = tuple(params)
+        self.steps_taken = SolveStats()
+        self.rhs.inspect = _lost_gradient_check(self.problem, self.rhs)
+        like = rows[0]
+        self.totals = [torch.zeros_like(p) for p in params]
+        kind, n = self.adjoint.kind, like.numel()
+        extra = 0 if kind == "gauss" else sum(p.numel() for p in params)
+        self.has_y = kind == "backsolve"
+        self.sizes = ([n] if self.has_y else []) + [n, extra]
+        self.plan = self._scaled_plan()
+        callbacks = Callbacks.of(self.rhs, "_adjoint", self.problem.func)
+        field = _AdjointField(self)
+        self.stream = self.plan.stream(
+            field, self._pack(like, like), self.steps_taken, False, None, callbacks
+        )
+
+    def _scaled_plan(self) -> Plan:
+        plan = self.adjoint.plan
+        atol = plan.atol
+        if self.adjoint.relative_atol and not self.has_y:
+            size = max((rms(g) for g in self.grad), default=0.0)
+            atol = atol * size if size > 0 else atol
+        return replace(plan, atol=self._extended(atol), rtol=self._extended(plan.rtol),
+                       norm=self._norm())
+
+    def _extended(self, tol: float | Tensor) -> float | Tensor:
+        """A tolerance per state element, continued over the parts of the adjoint state."""
+        if not isinstance(tol, Tensor):
+            return tol
+        parts = [tol] * (2 if self.has_y else 1)
+        return torch.cat([*parts, tol.new_full((self.sizes[-1],), float(tol.min()))])
+
+    def _norm(self) -> Callable[[Tensor], float]:
+        sizes, norm = self.sizes, self.adjoint.norm
+        if callable(norm):
+            return lambda z: float(norm(self._as_user_tuple(z)))
+        last = -1 if norm == "seminorm" or sizes[-1] == 0 else len(sizes)
+        if len(sizes) == 2 and last == -1:
+            return lambda z: rms(z[: sizes[0]])
+        return lambda z: float(torch.stack(
+            [torch.linalg.vector_norm(x) / max(x.numel(), 1) ** 0.5 for x in z.split(sizes)[:last]]
+        ).max())
+
+    def _as_user_tuple(self, z: Tensor) -> tuple[Any, ...]:
+        """(t, y, adj_y, *adj_params), as torchdiffeq hands it to an adjoint norm."""
+        y, lam, flat = z.split(self.sizes)
+        parts: list[Any] = [z.new_zeros(())]
+        for value in (y, lam):
+            value = self.problem.structure.unpack(value)
+            parts.extend(value if isinstance(value, tuple) else (value,))
+        parts.extend(self._split_params(flat))
+        return tuple(parts)
+
+    def _split_params(self, flat: Tensor) -> list[Tensor]:
+        pieces = flat.split([p.numel() for p in self.params])
+        return [x.view_as(p) for x, p in zip(pieces, self.params, strict=True)]
+
+    def _pack(self, y: Tensor, lam: Tensor) -> Tensor:
+        """Adjoint state at the start of an interval: parameters begin at zero."""
+        parts = ([y] if self.has_y else []) + [lam]
+        if self.sizes[-1]:
+            parts.append(lam.new_zeros(self.sizes[-1]))
+        return torch.cat(parts) if len(parts) > 1 else lam.clone()
+
+    def run(self, need_t: bool) -> list[Tensor | None]:
+        """Gradients of (y0, t, *params)."""
+        times, rows, grad = self.problem.times, self.rows, self.grad
+        lam = torch.zeros_like(rows[0])
+        d_t = torch.zeros(len(times), dtype=torch.float64, device=rows.device)
+        for i in reversed(range(1, rows.shape[0])):
+            if need_t:
+                d_t[i] = _inner(grad[i], self.rhs(times[i], rows[i]))
+            lam = self._interval(times[i], times[i - 1], rows[i], lam + grad[i])
+        if need_t:
+            d_t[0] = -_inner(lam, self.rhs(times[0], rows[0]))
+        d_times = d_t.to(self.problem.t) if need_t else None
+        return [lam + grad[0], d_times, *self.totals]
+
+    def _interval(self, t1: float, t0: float, y: Tensor, lam: Tensor) -> Tensor:
+        z = self._pack(y, lam)
+        try:
+            for step in self._steps(z, t1, t0):
+                z = step.y1
+                if self.adjoint.kind == "gauss" and self.params:
+                    self._quadrature(step)
+        except StepFailure as failure:
+            raise SolverError(
+                f"the {self.adjoint.kind} adjoint failed going back from t = {t1:g}. "
+                f"{failure.message}",
+                failure.retcode,
+            ) from None
+        parts = z.split(self.sizes)
+        if self.sizes[-1]:
+            for total, part in zip(self.totals, self._split_params(parts[-1]), strict=True):
+                total.add_(part if total.is_complex() or not part.is_complex() else part.real)
+        return parts[-2]
+
+    def _steps(self, z: Tensor, t1: float, t0: float) -> Any:
+        if self.plan.chooses_steps:
+            return self.stream.steps(z, t1, t0)
+        constructor = self.plan.options.get("grid_constructor")
+        span = torch.tensor([t1, t0], dtype=torch.float64)
+        grid = fixed_grid(self.problem.func, z, span, [t1, t0], self.plan.dt, constructor)
+        return self.stream.steps(z, grid)
+
+    def _quadrature(self, step: Any) -> None:
+        h = step.t1 - step.t0
+        order = self.plan.tableau.order if self.plan.tableau is not None else 4
+        for x, w in _LEGENDRE[min(3, (order + 1) // 2)]:
+            t = step.t0 + x * h
+            lam = step.interpolate(t)
+            _, _, grads = self.rhs.vjp(t, self.dense.at(t), lam, state=False)
+            for total, g in zip(self.totals, grads, strict=True):
+                if g is not None:
+                    total.add_(g, alpha=-w * h)
+
+
+class _AdjointField:
+    """The adjoint right-hand side, in the shape of an RHS that steppers can call."""
+
+    def __init__(self, sweep: _Sweep):
+        self.sweep, self.rhs = sweep, sweep.rhs
+        self.time_dtype, self.structure, self.time = (
+            sweep.rhs.time_dtype,
+            sweep.problem.structure,
+            sweep.rhs.time,
+        )
+        self.func = sweep.problem.func
+
+    def __call__(self, t: Time, z: Tensor) -> Tensor:
+        sweep = self.sweep
+        if sweep.has_y:
+            y, lam, _ = z.split(sweep.sizes)
+        else:
+            lam = z[: sweep.sizes[0]] if sweep.sizes[-1] else z
+            y = sweep.dense.at(t)
+        f, g_y, g_p = self.rhs.vjp(t, y, lam, params=sweep.sizes[-1] > 0)
+        d_lam = torch.zeros_like(lam) if g_y is None else -g_y
+        if not sweep.has_y and not sweep.sizes[-1]:
+            return d_lam
+        parts = [f, d_lam] if sweep.has_y else [d_lam]
+        for p, g in zip(sweep.params, g_p, strict=False):
+            parts.append(lam.new_zeros(p.numel()) if g is None else -g.reshape(-1).to(lam.dtype))
+        return torch.cat(parts)
+
+
+def _inner(g: Tensor, f: Tensor) -> Tensor:
+    return (g.conj() * f).real.sum() if g.is_complex() else torch.dot(g, f)
+
+
+def _lost_gradient_check(problem: Problem, rhs: RHS) -> Callable[[Tensor, Tensor], None] | None:
+    """Once for a function: warn of tensors that require a gradient and are reached, not listed."""
+    if problem.explicit_params or _seen_leaves.get(problem.func, "leaves") is not None:
+        return None
+
+    def check(out: Tensor, y: Tensor) -> None:
+        _seen_leaves.put(problem.func, "leaves", True)
+        known = {id(p) for p in (*problem.params, y)}
+        lost = [tuple(x.shape) for x in leaves(out) if id(x) not in known]
+        if lost:
+            warnings.warn(
+                f"func depends on {len(lost)} tensor(s) that require a gradient but are not among "
+                f"its parameters (shapes {lost}): they get no gradient. Pass them as "
+                "adjoint_params, register them as parameters, or use adjoint='direct'.",
+                GradientWarning,
+                stacklevel=2,
+            )
+
+    return check

@@ -1,0 +1,140 @@
+"""Error control of adaptive methods: scaled error, step-size factor, first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidArgumentError
+from ...problem import Structure
+from ...rhs import RHS
+from ...solution import Retcode
+
+Norm = Callable[[Tensor], float]
+
+
+class StepFailure(Exception):
+    """The integration cannot go on; becomes a retcode and a sentence."""
+
+    def __init__(self, retcode: Retcode, t: float, what: str):
+        super().__init__(what)
+        self.retcode, self.t = retcode, t
+
+    @property
+    def message(self) -> str:
+        return f"{self.retcode}: {self} at t = {self.t:.9g}. {self.retcode.advice}"
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square; the one host synchronisation of a step."""
+    return float(torch.linalg.vector_norm(x)) / math.sqrt(max(x.numel(), 1))
+
+
+def tolerance(name: str, value: Any, structure: Structure, like: Tensor) -> float | Tensor:
+    """A tolerance as a number or as a flat tensor (N,): per element, or per part of a tuple."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if isinstance(value, (tuple, list)):
+        if not structure.is_tuple or len(value) != len(structure.sizes):
+            raise InvalidArgumentError(
+                f"{name} has {len(value)} entries; a tuple of tolerances needs a tuple state of "
+                "as many parts"
+            )
+        parts = [
+            torch.as_tensor(v, dtype=torch.float64, device=like.device).expand(s).reshape(-1)
+            for v, s in zip(value, structure.shapes, strict=True)
+        ]
+        return torch.cat(parts).to(like.abs().dtype)
+    value = torch.as_tensor(value, device=like.device)
+    if value.numel() == 1:
+        return float(value)
+    try:
+        return value.expand(structure.shapes[0]).reshape(-1).to(like.abs().dtype)
+    except RuntimeError:
+        raise InvalidArgumentError(
+            f"{name} has shape {tuple(value.shape)}, which does not fit the state's shape "
+            f"{tuple(structure.shapes[0])}"
+        ) from None
+
+
+class Control:
+    """An integral controller with the usual limits.
+
+    A step of error ratio r (scaled so that 1 is just accepted) is followed by h times
+    safety * r^(-1/order), within [dfactor, ifactor]; an accepted step never shrinks the next.
+    """
+
+    def __init__(
+        self,
+        order: int,
+        rtol: float | Tensor,
+        atol: float | Tensor,
+        norm: Norm = rms,
+        max_steps: int = 10_000,
+        first_step: float | None = None,
+        min_step: float = 0.0,
+        max_step: float = math.inf,
+        safety: float = 0.9,
+        ifactor: float = 10.0,
+        dfactor: float = 0.2,
+    ):
+        self.order, self.rtol, self.atol, self.norm = order, rtol, atol, norm
+        self.max_steps, self.first_step = max_steps, first_step
+        self.min_step, self.max_step = float(min_step), float(max_step)
+        self.safety, self.ifactor, self.dfactor = float(safety), float(ifactor), float(dfactor)
+        self._before: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def ratio(self, error: Tensor, h: float, y0: Tensor, y1: Tensor) -> float:
+        """Norm of h * error / (atol + rtol max(|y0|, |y1|)).
+
+        |y1| is kept: it is the |y0| of the step that follows an accepted one.
+        """
+        known = self._before
+        abs0 = known[1] if known is not None and known[0] is y0 else y0.abs()
+        abs1 = y1.detach().abs()
+        self._before = (y1, abs1)
+        self._rejected = (y0, abs0)
+        scale = torch.maximum(abs0, abs1).mul_(self.rtol).add_(self.atol)
+        return abs(h) * self.norm(error / scale)
+
+    def rejected(self) -> None:
+        """Forget the trial: the next one starts from the same state."""
+        self._before = self._rejected
+
+    def factor(self, ratio: float) -> float:
+        if ratio == 0.0:
+            return self.ifactor
+        shrink = 1.0 if ratio < 1.0 else self.dfactor
+        return min(self.ifactor, max(shrink, self.safety * ratio ** (-1.0 / self.order)))
+
+    @torch.no_grad()
+    def initial_step(self, rhs: RHS, t0: float, y0: Tensor, f0: Tensor, direction: float) -> float:
+        """First step size after Hairer, Nørsett & Wanner, Solving ODEs I, II.4; one evaluation."""
+        if self.first_step is not None:
+            return float(self.first_step)
+        y0, f0 = y0.detach(), f0.detach()
+        scale = y0.abs().mul_(self.rtol).add_(self.atol)
+        d0, d1 = self.norm(y0 / scale), self.norm(f0 / scale)
+        if not (math.isfinite(d0) and math.isfinite(d1)):
+            what = "y0" if not math.isfinite(d0) else "the field at y0"
+            raise StepFailure(Retcode.UNSTABLE, t0, f"{what} is not finite")
+        h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+        y1 = torch.add(y0, f0, alpha=direction * h0)
+        d2 = self.norm((rhs(t0 + direction * h0, y1) - f0) / scale) / h0
+        if not math.isfinite(d2):
+            return h0
+        if d1 <= 1e-15 and d2 <= 1e-15:
+            h1 = max(1e-6, h0 * 1e-3)
+        else:
+            h1 = (0.01 / max(d1, d2)) ** (1.0 / self.order)
+        return min(100 * h0, h1)
+
+
+def resolution(t: float) -> float:
+    """The smallest sensible step at t: a few units in the last place of a Python float."""
+    return 4.0 * math.ulp(max(abs(t), 1e-12))

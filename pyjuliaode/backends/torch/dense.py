@@ -1,0 +1,98 @@
+"""Dense output: the trajectory as polynomials between the accepted steps, or by a fresh step."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidArgumentError
+from ...problem import Structure
+from ...rhs import RHS, Time
+from .runge_kutta import GraphStepper, powers_of
+from .tableaus import Tableau
+
+
+class DenseOutput:
+    """Piecewise trajectory on the flat state; no autograd graph.
+
+    Memory: (degree + 1) times the state for every accepted step.
+    """
+
+    def __init__(self, t0: float, direction: float):
+        self.direction = direction
+        self.bounds = [t0]  # step boundaries times direction, increasing
+        self.y: list[Tensor] = []
+        self.q: list[Tensor] = []
+        self.h: list[float] = []
+
+    def append(self, step: Any) -> None:
+        """Keep one accepted step."""
+        self.y.append(step.y0.detach().clone())
+        self.q.append(step.polynomial())
+        self.h.append(step.t1 - step.t0)
+        self.bounds.append(step.t1)
+
+    def segment(self, t: float) -> int:
+        """Index of the step that holds t."""
+        d = self.direction
+        i = bisect_left(self.bounds, d * t, key=lambda b: d * b) - 1
+        return min(max(i, 0), len(self.h) - 1)
+
+    def at(self, t: float) -> Tensor:
+        """The flat state at a time within the span."""
+        i = self.segment(t)
+        theta = (t - self.bounds[i]) / self.h[i]
+        q = self.q[i]
+        powers = torch.tensor(powers_of(theta, q.shape[1]), dtype=q.dtype, device=q.device)
+        return torch.addmv(self.y[i], q, powers)
+
+
+class RestepOutput(DenseOutput):
+    """Dense output of a method without an interpolant of its order: a step to the time itself.
+
+    Costs one step's evaluations for every time asked for.
+    """
+
+    def __init__(self, t0: float, direction: float, rhs: RHS, tableau: Tableau):
+        super().__init__(t0, direction)
+        self.stepper = GraphStepper(rhs, tableau)
+
+    def append(self, step: Any) -> None:
+        self.y.append(step.y0.detach().clone())
+        self.h.append(step.t1 - step.t0)
+        self.bounds.append(step.t1)
+
+    @torch.no_grad()
+    def at(self, t: float) -> Tensor:
+        i = self.segment(t)
+        start, y = self.bounds[i], self.y[i]
+        if t == start:
+            return y
+        self.stepper.start(self.stepper.rhs(start, y))
+        return self.stepper.trial(start, t, t - start, y)
+
+
+class UserDense:
+    """Dense output in the user's shapes, checked: what ``Solution.dense`` is."""
+
+    def __init__(self, dense: DenseOutput, structure: Structure):
+        self.flat, self.structure = dense, structure
+
+    def __call__(self, t: Time) -> Any:
+        ts = t.detach() if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
+        if ts.ndim > 1:
+            raise InvalidArgumentError(f"t must be a number or 1-d, got shape {tuple(ts.shape)}")
+        low, high = sorted((self.flat.bounds[0], self.flat.bounds[-1]))
+        values = ts.reshape(-1).tolist()
+        for x in values:
+            if not low <= x <= high:
+                raise InvalidArgumentError(
+                    f"t = {x:g} lies outside the solved span [{low:g}, {high:g}]"
+                )
+        flat = torch.stack([self.flat.at(x) for x in values])
+        if ts.ndim == 0:
+            return self.structure.unpack(flat[0])
+        return self.structure.unpack(flat, (len(values),))

@@ -1,0 +1,173 @@
+"""Run a plan forward: collect the states at the requested times from the stream of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ...errors import InvalidArgumentError
+from ...problem import Problem
+from ...rhs import RHS, Time
+from ...solution import Retcode, SolveStats
+from .callbacks import Callbacks
+from .control import StepFailure
+from .dense import DenseOutput, RestepOutput
+from .events import EventFinder
+from .fixed import fixed_grid
+from .plan import Plan
+
+
+@dataclass
+class Trace:
+    """What a forward run leaves.
+
+    Attributes:
+        rows: flat states at the requested times that were reached, the first being y0: a list,
+            or stacked to (T', N).
+        step_t: the accepted step boundaries, the first being t[0].
+        step_y: flat states at the step boundaries but the last, where recorded.
+        dense: dense output, where recorded.
+        failure: why the run ended early, or None.
+        event: (time, flat state) of the event that ended the run, or None.
+    """
+
+    rows: list[Tensor] | Tensor
+    step_t: list[float]
+    step_y: list[Tensor] = field(default_factory=list)
+    dense: DenseOutput | None = None
+    failure: StepFailure | None = None
+    event: tuple[float, Tensor] | None = None
+
+
+def transforms_active() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def grid_of(plan: Plan, problem: Problem) -> Iterable[float]:
+    """Step boundaries of a fixed-step plan; without end where the span has none."""
+    start, end = problem.times[0], problem.times[-1]
+    if math.isinf(end):
+        if plan.dt is None:
+            raise InvalidArgumentError(
+                f"method {plan.method!r} needs options['step_size'] to search for an event"
+            )
+        return count(start, math.copysign(plan.dt, end))
+    y0 = problem.structure.unpack(problem.y0)
+    constructor = plan.options.get("grid_constructor")
+    return fixed_grid(problem.func, y0, problem.t, problem.times, plan.dt, constructor)
+
+
+def run(
+    plan: Plan,
+    problem: Problem,
+    rhs: RHS,
+    y0: Tensor,
+    f0: Tensor | None,
+    stats: SolveStats,
+    *,
+    graph: bool,
+    clock: Mapping[float, Tensor] | None = None,
+    dense: bool = False,
+    record: bool = False,
+    event_fn: Callable[..., Tensor] | None = None,
+    watch: Callable[[], None] | None = None,
+) -> Trace:
+    """Integrate over ``problem.times``; ``f0`` is the slope at y0 where it is already known.
+
+    ``watch`` is called after every accepted step and may raise to stop the run.
+    """
+    times = problem.times
+    direction = 1.0 if times[-1] >= times[0] else -1.0
+    trace = Trace([y0], [times[0]], dense=_dense_output(plan, rhs, times[0], direction, dense))
+    stream = plan.stream(rhs, y0, stats, graph, clock, Callbacks.of(rhs), times)
+    if plan.chooses_steps:
+        steps = stream.steps(y0, times[0], times[-1], f0)
+    else:
+        steps = stream.steps(y0, grid_of(plan, problem), f0)
+    event = None if event_fn is None else EventFinder(rhs, event_fn, times[0], y0)
+    clock = clock or {}
+    pending = 1  # index of the next requested time
+    try:
+        for step in steps:
+            found = None if event is None else event.find(step)
+            reached = step.t1 if found is None else found[0]
+            pending = _collect(trace, step, times, pending, reached, direction, plan, clock)
+            if record:
+                trace.step_y.append(step.y0)
+            trace.step_t.append(step.t1)
+            if trace.dense is not None:
+                trace.dense.append(step)
+            if watch is not None:
+                watch()
+            if found is not None:
+                trace.event = found
+                break
+    except StepFailure as failure:
+        trace.failure = failure
+    if trace.failure is None and not plan.chooses_steps and not transforms_active():
+        _check_finite(trace, times)
+    return trace
+
+
+def _dense_output(
+    plan: Plan, rhs: RHS, t0: float, direction: float, wanted: bool
+) -> DenseOutput | None:
+    if not wanted:
+        return None
+    if plan.has_interpolant:
+        return DenseOutput(t0, direction)
+    if plan.tableau is None:
+        return None
+    return RestepOutput(t0, direction, rhs, plan.tableau)
+
+
+def _collect(
+    trace: Trace,
+    step: Any,
+    times: list[float],
+    pending: int,
+    reached: float,
+    direction: float,
+    plan: Plan,
+    clock: Mapping[float, Tensor],
+) -> int:
+    """Append the states at the requested times within the step, up to ``reached``."""
+    while pending < len(times) and direction * (reached - times[pending]) >= 0:
+        t = times[pending]
+        at = clock.get(t, t)
+        if at is not t and plan.kind == "adams":
+            trace.rows.append(step.interpolate(at))
+        else:
+            trace.rows.append(state_at(step, t, at, plan.linear))
+        pending += 1
+    return pending
+
+
+def state_at(step: Any, t: float, at: Time, linear: bool) -> Tensor:
+    """The state at a requested time t of a step; ``at`` is t, or its tensor."""
+    if t == step.t1:
+        return step.y1
+    if linear:
+        theta = (at - step.t0) / step.h
+        return step.y0 + theta * (step.y1 - step.y0)
+    return step.interpolate(at)
+
+
+@torch.no_grad()
+def _check_finite(trace: Trace, times: list[float]) -> None:
+    """Methods without error control: a non-finite state ends the run before it."""
+    finite = torch.stack(trace.rows).isfinite().all(dim=1)
+    if not bool(finite.all()):
+        first = int((~finite).nonzero()[0])
+        trace.rows = trace.rows[: max(first, 1)]
+        trace.failure = StepFailure(
+            Retcode.UNSTABLE, times[max(first - 1, 0)], "the state is not finite beyond the output"
+        )

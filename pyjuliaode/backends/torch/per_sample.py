@@ -1,0 +1,217 @@
+"""Own step sizes for every sample of a batch (options={"per_sample": True}).
+
+In a joint solve one difficult sample makes the steps of all others small. Here every sample has
+its own time, step and error control; one evaluation of the field serves all of them, at times of
+shape (B, 1, ..., 1). The gradient is the direct one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidArgumentError, UnsupportedError
+from ...problem import Problem
+from ...rhs import RHS
+from ...solution import Retcode, SolveStats
+from ...solver import Solver
+from .control import StepFailure
+from .forward import Trace
+from .plan import Plan
+
+
+@dataclass
+class _Batch:
+    """Where the samples lie in the state, and how per-sample numbers broadcast against it."""
+
+    shape: torch.Size
+    dim: int
+
+    @property
+    def size(self) -> int:
+        return self.shape[self.dim]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(B,) -> (B, 1, ..., 1): broadcasts against the state."""
+        return x.reshape(self.size, *[1] * (len(self.shape) - self.dim - 1))
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Root mean square of each sample, (B,)."""
+        return x.abs().movedim(self.dim, 0).reshape(self.size, -1).square().mean(1).sqrt()
+
+
+def run(problem: Problem, plan: Plan, rhs: RHS, solver: Solver, stats: SolveStats) -> Trace:
+    """Solve; see the module's docstring.
+
+    Raises:
+        InvalidArgumentError: a tuple state, or no batch dimension where ``batch_dim`` says.
+        UnsupportedError: a method without error control or interpolant, a continuous adjoint,
+            gradients with respect to the times.
+    """
+    batch = _check(problem, plan, solver)
+    stats.adjoint = "direct"
+    loop = _Loop(problem, plan, rhs, batch, stats)
+    try:
+        rows = loop.run()
+    except StepFailure as failure:
+        return Trace([problem.y0], problem.times[:1], failure=failure)
+    return Trace([r.reshape(-1) for r in rows], list(problem.times))
+
+
+def _check(problem: Problem, plan: Plan, solver: Solver) -> _Batch:
+    if problem.structure.is_tuple:
+        raise InvalidArgumentError("per_sample needs a tensor state, got a tuple")
+    if plan.kind != "adaptive" or not plan.has_interpolant:
+        raise UnsupportedError(
+            f"per_sample needs an adaptive method with an interpolant, not {plan.method!r}; use "
+            "'dopri5', 'tsit5' or 'bosh3'"
+        )
+    if solver.adjoint not in ("auto", "direct"):
+        raise UnsupportedError(f"per_sample has adjoint='direct' only, not {solver.adjoint!r}")
+    if problem.t.requires_grad:
+        raise UnsupportedError("per_sample has no gradient with respect to the times")
+    shape = problem.structure.shapes[0]
+    dim = int(solver.option("batch_dim", 0))
+    if not 0 <= dim < len(shape):
+        raise InvalidArgumentError(f"batch_dim {dim} is not a dimension of y0, shape {shape}")
+    return _Batch(shape, dim)
+
+
+class _Loop:
+    def __init__(
+        self, problem: Problem, plan: Plan, rhs: RHS, batch: _Batch, stats: SolveStats
+    ):
+        self.problem, self.plan, self.rhs, self.batch, self.stats = problem, plan, rhs, batch, stats
+        self.control = plan.control()
+        self.sign = 1.0 if problem.times[-1] > problem.times[0] else -1.0
+        self.dtype = problem.time_dtype
+        self.rtol, self.atol = (
+            x.view(batch.shape) if isinstance(x, Tensor) else x for x in (plan.rtol, plan.atol)
+        )
+
+    def field(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.rhs(self.batch.spread(t), y.reshape(-1)).view(self.batch.shape)
+
+    def run(self) -> list[Tensor]:
+        """States (*batch.shape) at the requested times."""
+        times, batch = self.problem.times, self.batch
+        y = self.problem.y0.view(batch.shape)
+        t = torch.full((batch.size,), times[0], dtype=self.dtype, device=y.device)
+        f = self.field(t, y)
+        h = self._first_step(t, y, f)
+        rows = [y] + [torch.zeros_like(y) for _ in times[1:]]
+        end = times[-1]
+        for _ in range(self.control.max_steps):
+            cut = torch.minimum(h, (end - t).abs())
+            y1, f1, slopes, ratio = self._trial(t, cut, y, f)
+            accept = ratio <= 1.0  # False where the ratio is NaN
+            t1 = torch.where(cut < h, torch.full_like(t, end), t + self.sign * cut)
+            rows = self._outputs(rows, t, t1, accept, cut, y, y1, slopes)
+            active = t != end
+            self.stats.n_accepted += 1
+            t = torch.where(accept, t1, t)
+            keep = batch.spread(accept)
+            y, f = torch.where(keep, y1, y), torch.where(keep, f1, f)
+            h = torch.where(active, self._next(h, cut, ratio, accept), h)
+            self._check_progress(t, h, ratio)
+            if bool((t == end).all()):
+                return rows
+        raise StepFailure(Retcode.MAX_ITERS, float(t.min()), "the largest number of steps is spent")
+
+    @torch.no_grad()
+    def _first_step(self, t: Tensor, y: Tensor, f: Tensor) -> Tensor:
+        if self.control.first_step is not None:
+            return torch.full_like(t, self.control.first_step)
+        scale = y.abs() * self.rtol + self.atol
+        d0, d1 = self.batch.norm(y / scale), self.batch.norm(f / scale)
+        small = (d0 < 1e-5) | (d1 < 1e-5)
+        h0 = torch.where(small, torch.full_like(d0, 1e-6), 0.01 * d0 / d1.clamp(min=1e-30))
+        f1 = self.field(t + self.sign * h0, y + self.batch.spread(self.sign * h0) * f)
+        d2 = self.batch.norm((f1 - f) / scale) / h0
+        largest = torch.maximum(d1, d2)
+        h1 = (0.01 / largest.clamp(min=1e-15)) ** (1.0 / self.control.order)
+        return torch.minimum(100 * h0, h1).to(t.dtype)
+
+    def _trial(
+        self, t: Tensor, h: Tensor, y: Tensor, f: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+        """(y1, f1, slopes, error ratio) of one step of every sample."""
+        tab = self.plan.tableau
+        signed = self.sign * h
+        wide = self.batch.spread(signed).to(y.dtype)
+        k = [f]
+        yi = y
+        for c, a in zip(tab.c[1:], tab.a, strict=True):
+            yi = y + wide * _weighted(a, k)
+            k.append(self.field(t + c * signed, yi))
+        y1 = yi if tab.fsal else y + wide * _weighted(tab.b, k)
+        f1 = k[-1] if tab.fsal else self.field(t + signed, y1)
+        with torch.no_grad():
+            error = wide * _weighted(tab.error, k)
+            scale = torch.maximum(y.abs(), y1.abs()) * self.rtol + self.atol
+            ratio = self.batch.norm(error / scale)
+        return y1, f1, k if tab.fsal else [*k, f1], ratio
+
+    def _outputs(
+        self,
+        rows: list[Tensor],
+        t: Tensor,
+        t1: Tensor,
+        accept: Tensor,
+        h: Tensor,
+        y: Tensor,
+        y1: Tensor,
+        k: list[Tensor],
+    ) -> list[Tensor]:
+        """Fill in the requested times that lie in the accepted steps of the samples."""
+        sign, batch, times = self.sign, self.batch, self.problem.times
+        low, high = float((sign * t).min()), float((sign * t1).max())
+        for j in range(1, len(times)):
+            if not low < sign * times[j] <= high:
+                continue
+            inside = accept & (sign * t < sign * times[j]) & (sign * times[j] <= sign * t1)
+            theta = (sign * (times[j] - t) / h.clamp(min=1e-300)).clamp(0, 1)
+            state = self._extend(y, batch.spread(sign * h), batch.spread(theta), k)
+            state = torch.where(batch.spread(t1 == times[j]), y1, state)
+            rows[j] = torch.where(batch.spread(inside), state, rows[j])
+        return rows
+
+    def _extend(self, y: Tensor, h: Tensor, theta: Tensor, k: list[Tensor]) -> Tensor:
+        total = torch.zeros_like(y)
+        for row, slope in zip(self.plan.tableau.interpolant, k, strict=True):
+            weight = torch.zeros_like(theta)
+            for q in reversed(row):
+                weight = (weight + q) * theta
+            total = total + weight * slope
+        return y + h * total
+
+    @torch.no_grad()
+    def _next(self, h: Tensor, cut: Tensor, ratio: Tensor, accept: Tensor) -> Tensor:
+        c = self.control
+        factor = c.safety * ratio.clamp(min=1e-20) ** (-1.0 / c.order)
+        factor = factor.clamp(c.dfactor, c.ifactor)
+        factor = torch.where(accept, factor.clamp(min=1.0), factor)
+        factor = torch.where(ratio.isfinite(), factor, torch.full_like(factor, 0.1))
+        wanted = cut * factor
+        wanted = torch.where(accept & (cut < h), torch.maximum(wanted, h), wanted)
+        return wanted.clamp(c.min_step, c.max_step)
+
+    def _check_progress(self, t: Tensor, h: Tensor, ratio: Tensor) -> None:
+        with torch.no_grad():
+            eps = torch.finfo(t.dtype).eps
+            stuck = (h < 4 * eps * t.abs().clamp(min=1e-12)) & (t != self.problem.times[-1])
+            if not bool(stuck.any()):
+                return
+            sample = int(stuck.nonzero()[0])
+            finite = math.isfinite(float(ratio[sample]))
+            code = Retcode.DT_LESS_THAN_MIN if finite else Retcode.UNSTABLE
+            what = f"underflow in dt (dt = {float(h[sample]):.3g}, sample {sample})"
+            raise StepFailure(code, float(t[sample]), what)
+
+
+def _weighted(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
+    terms = [w * slope for w, slope in zip(weights, k, strict=False) if w != 0.0]
+    return sum(terms[1:], terms[0])

@@ -1,0 +1,182 @@
+"""Plan: a method's name and options, checked and turned into a stream of steps."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidArgumentError, unknown_name
+from ...rhs import RHS
+from ...solution import SolveStats
+from .adaptive import AdaptiveRK
+from .callbacks import Callbacks
+from .control import Control, Norm, rms
+from .fixed import Adams, FixedRK
+from .runge_kutta import BufferedStepper, GraphStepper, Sides
+from .scipy_solver import ScipyStream
+from .tableaus import ADAPTIVE, FIXED, Tableau
+
+ADAMS = ("explicit_adams", "implicit_adams")
+SCIPY = "scipy_solver"
+METHODS = (*ADAPTIVE, *FIXED, *ADAMS, SCIPY)
+
+_SHARED = {"norm", "perturb", "dense", "checkpoint", "graph_memory", "dtype", "max_num_steps"}
+_KNOWN = {
+    "adaptive": {
+        *("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor"),
+        *("step_t", "jump_t", "per_sample", "batch_dim"),
+    },
+    "fixed": {"step_size", "grid_constructor", "interp"},
+    "adams": {"step_size", "grid_constructor", "interp", "max_order", "max_iters"},
+    "scipy": {"solver", "min_step", "max_step", "first_step"},
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to step: method, tolerances and checked options, independent of any right-hand side."""
+
+    method: str
+    kind: str
+    tableau: Tableau | None
+    rtol: float | Tensor
+    atol: float | Tensor
+    norm: Norm
+    max_steps: int
+    dt: float | None
+    options: Mapping[str, Any]
+
+    @classmethod
+    def build(
+        cls,
+        method: str,
+        rtol: float | Tensor,
+        atol: float | Tensor,
+        norm: Norm = rms,
+        max_steps: int = 10_000,
+        dt: float | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """Check the names of method and options.
+
+        Raises:
+            InvalidArgumentError: unknown method, with the nearest names; a value out of range.
+        """
+        if method not in METHODS:
+            raise unknown_name("method", method, METHODS)
+        kind = "adaptive" if method in ADAPTIVE else "fixed" if method in FIXED else "adams"
+        kind = "scipy" if method == SCIPY else kind
+        options = dict(options or {})
+        unknown = sorted(set(options) - _SHARED - _KNOWN[kind])
+        if unknown:
+            warnings.warn(
+                f"method {method!r} does not use the option(s) {', '.join(unknown)}; it uses "
+                f"{', '.join(sorted(_SHARED | _KNOWN[kind]))}",
+                stacklevel=5,
+            )
+        if options.get("step_size") is not None and options.get("grid_constructor") is not None:
+            raise InvalidArgumentError("give step_size or grid_constructor, not both")
+        dt = options.get("step_size", dt)
+        if dt is not None and not 0 < float(dt) < math.inf:
+            raise InvalidArgumentError(f"step_size must be positive and finite, got {dt!r}")
+        interp = options.get("interp", "cubic")
+        if interp not in ("linear", "cubic"):
+            raise unknown_name("interp", interp, ("linear", "cubic"))
+        max_steps = int(options.get("max_num_steps", max_steps))
+        tableau = ADAPTIVE.get(method) or FIXED.get(method)
+        return cls(method, kind, tableau, rtol, atol, norm, max_steps, dt, options)
+
+    @property
+    def chooses_steps(self) -> bool:
+        return self.kind in ("adaptive", "scipy")
+
+    @property
+    def has_interpolant(self) -> bool:
+        """The trajectory between the steps is a polynomial of the method's order."""
+        if self.kind == "adams":
+            return int(self.options.get("max_order", 4)) <= 4
+        return self.tableau is not None and self.tableau.interpolant is not None
+
+    @property
+    def linear(self) -> bool:
+        return self.options.get("interp") == "linear"
+
+    def sides(self, dtype: torch.dtype) -> Sides:
+        jumps = _times_option(self.options.get("jump_t"))
+        return Sides(dtype, frozenset(jumps), bool(self.options.get("perturb", False)))
+
+    def control(self) -> Control:
+        o = self.options
+        given = {k: float(o[k]) for k in ("safety", "ifactor", "dfactor") if k in o}
+        limits = {k: float(o[k]) for k in ("min_step", "max_step") if o.get(k) is not None}
+        first = o.get("first_step", self.dt)
+        return Control(
+            self.tableau.order,
+            self.rtol,
+            self.atol,
+            self.norm,
+            max_steps=self.max_steps,
+            first_step=None if first is None else float(first),
+            **limits,
+            **given,
+        )
+
+    def stream(
+        self,
+        rhs: RHS,
+        like: Tensor,
+        stats: SolveStats,
+        graph: bool,
+        clock: Mapping[float, Tensor] | None = None,
+        callbacks: Callbacks | None = None,
+        outputs: list[float] | None = None,
+    ) -> AdaptiveRK | FixedRK | Adams | ScipyStream:
+        """The object whose ``steps`` yields accepted steps: ``steps(y, t0, t1, f0)`` where the
+        method chooses them, ``steps(y, grid, f0)`` where it is told."""
+        clock = dict(clock or {})
+        if self.kind == "adams":
+            order = {k: self.options[k] for k in ("max_order", "max_iters") if k in self.options}
+            implicit = self.method == "implicit_adams"
+            # the history stays where it is when a requested time moves: only the start is mobile
+            clock = dict(list(clock.items())[:1])
+            return Adams(
+                *(rhs, stats, self.max_steps, implicit, self.rtol, self.atol, clock),
+                callbacks=callbacks,
+                **order,
+            )
+        if self.kind == "scipy":
+            return ScipyStream(rhs, stats, self.rtol, self.atol, self.options)
+        stepper = (
+            GraphStepper(rhs, self.tableau, clock)
+            if graph
+            else BufferedStepper(rhs, self.tableau, like)
+        )
+        sides = self.sides(rhs.time_dtype)
+        if self.kind == "fixed":
+            return FixedRK(rhs, stepper, stats, self.max_steps, sides, callbacks)
+        stops = [*_times_option(self.options.get("step_t")), *sides.jumps]
+        if not self.has_interpolant:
+            stops += outputs or []
+        return AdaptiveRK(rhs, stepper, self.control(), stats, sides, callbacks, stops)
+
+
+def _times_option(value: Any) -> list[float]:
+    """step_t or jump_t as floats: a tensor or any sequence of numbers."""
+    if value is None:
+        return []
+    return [float(x) for x in (value.tolist() if isinstance(value, Tensor) else value)]
+
+
+def user_norm(norm: Callable[[Any], Any] | None, unpack: Callable[[Tensor], Any]) -> Norm:
+    """The user's norm of the state (in the user's structure), or root mean square."""
+    if norm is None:
+        return rms
+    return lambda x: float(norm(unpack(x)))
+
+

@@ -1,0 +1,49 @@
+"""Loud refusals of what cannot be differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import UnsupportedError
+
+
+class _Refuse(torch.autograd.Function):
+    """Passes gradients on; differentiating them once more raises."""
+
+    @staticmethod
+    def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.message = message
+        return tuple(x.view_as(x) for x in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise UnsupportedError(ctx.message)
+
+
+def once_only(
+    adjoint: str, grads: Sequence[Tensor | None], roots: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients that raise when they are differentiated again with respect to ``roots``."""
+    message = (
+        f"a gradient by adjoint {adjoint!r} cannot be differentiated again (double backward); "
+        "solve with adjoint='direct' and options={'checkpoint': False}"
+    )
+    present = [g for g in grads if g is not None]
+    if not present:
+        return list(grads)
+    with torch.enable_grad():
+        guarded = iter(_Refuse.apply(message, len(present), *present, *roots))
+    return [None if g is None else next(guarded) for g in grads]
+
+
+def refuse_transforms(what: str) -> None:
+    """Raise where a torch.func transform is at work, which a custom adjoint cannot follow."""
+    if torch._C._are_functorch_transforms_active():
+        raise UnsupportedError(
+            f"torch.func transforms do not pass through {what}; use adjoint='direct' with "
+            "options={'checkpoint': False} (grad, jvp), or a batch dimension instead of vmap"
+        )

@@ -1,0 +1,261 @@
+"""One explicit Runge-Kutta step: on preallocated slopes without a graph, or as autograd ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...rhs import RHS, Time
+from .tableaus import Tableau
+
+
+@dataclass(frozen=True)
+class Sides:
+    """On which side of a discontinuity the field is evaluated.
+
+    At the times of ``jumps`` (at every step boundary when ``perturb``) a step starts just after
+    the boundary and ends just before it.
+    """
+
+    dtype: torch.dtype
+    jumps: frozenset[float] = frozenset()
+    perturb: bool = False
+
+    def apart(self, t: float) -> bool:
+        """Whether the slope before t differs from the one after it."""
+        return self.perturb or t in self.jumps
+
+    def after(self, t: float, t1: float) -> float | None:
+        """Where to evaluate the first slope of a step from t to t1, if not at t."""
+        return nudge(t, t1, self.dtype) if self.apart(t) else None
+
+    def before(self, t: float, t1: float) -> float | None:
+        """Where to evaluate the last slopes of a step from t to t1, if not at t1."""
+        return nudge(t1, t, self.dtype) if self.apart(t1) else None
+
+
+def nudge(t: float, towards: float, dtype: torch.dtype) -> float:
+    """The number in ``dtype`` next to t on the side of another."""
+    if dtype == torch.float64:
+        return math.nextafter(t, towards)
+    x = torch.tensor([t, towards], dtype=torch.float64).to(dtype)
+    return float(torch.nextafter(x[0], x[1]))
+
+
+class NeedsGraph(Exception):
+    """A slope requires a gradient although the solve was begun without a graph."""
+
+
+class Step:
+    """An accepted step from (t0, y0) to (t1, y1) with its slopes.
+
+    A step of a buffered stepper is valid until the next one is attempted.
+    """
+
+    __slots__ = ("_stepper", "h", "t0", "t1", "y0", "y1")
+
+    def __init__(self, stepper: Stepper, t0: float, t1: float, h: Time, y0: Tensor, y1: Tensor):
+        self._stepper, self.t0, self.t1, self.h, self.y0, self.y1 = stepper, t0, t1, h, y0, y1
+
+    def interpolate(self, t: Time) -> Tensor:
+        """The state at t within the step, by the method's continuous extension."""
+        stepper = self._stepper
+        if stepper.tableau.interpolant is None:
+            return restep(stepper, self.t0, self.y0, t)
+        stepper.complete(self.t1, self.y1)
+        theta = (t - stepper.clock.get(self.t0, self.t0)) / self.h
+        return stepper.extend(self.y0, self.h, theta)
+
+    def polynomial(self) -> Tensor:
+        """Coefficients (N, degree) of y(θ) = y0 + Σ_j q_j θ^(j+1), detached."""
+        self._stepper.complete(self.t1, self.y1)
+        return self._stepper.polynomial(float(self.h))
+
+
+class Stepper:
+    """What the two ways of stepping share.
+
+    ``clock`` maps those times that carry a gradient to their tensors; it is empty unless the
+    gradient with respect to the times was asked for.
+    """
+
+    def __init__(self, rhs: RHS, tableau: Tableau, clock: Mapping[float, Tensor] | None = None):
+        self.rhs = rhs
+        self.tableau = tableau
+        self.clock = clock or {}
+        self._has_f1 = False
+
+    def span(self, t0: float, t1: float, h: float) -> Time:
+        """The step length: a tensor where one of its ends carries a gradient."""
+        if t0 in self.clock or t1 in self.clock:
+            return self.clock.get(t1, t1) - self.clock.get(t0, t0)
+        return h
+
+    def start(self, slope: Tensor) -> None:
+        """Set the first slope of the next step."""
+        raise NotImplementedError
+
+    def trial(self, t: float, t1: float, h: Time, y: Tensor, t_end: Time | None = None) -> Tensor:
+        """Attempt a step whose first slope is set; stages at c = 1 are evaluated at ``t_end``."""
+        raise NotImplementedError
+
+    def next_slope(self) -> Tensor | None:
+        """f(t1, y1) where it is known after a trial, else None."""
+        raise NotImplementedError
+
+    def complete(self, t1: float, y1: Tensor) -> None:
+        """Make the slope f(t1, y1) known, which the continuous extension reads."""
+        if self.tableau.rows > self.tableau.stages and not self._has_f1:
+            self._put_f1(self.rhs(self.clock.get(t1, t1), y1))
+            self._has_f1 = True
+
+    def _put_f1(self, slope: Tensor) -> None:
+        raise NotImplementedError
+
+    def error(self) -> Tensor:
+        """Embedded error estimate of the last trial divided by its h, detached."""
+        raise NotImplementedError
+
+    def extend(self, y0: Tensor, h: Time, theta: Time) -> Tensor:
+        raise NotImplementedError
+
+    def polynomial(self, h: float) -> Tensor:
+        raise NotImplementedError
+
+
+def restep(stepper: Stepper, t0: float, y0: Tensor, t: Time) -> Tensor:
+    """The state at t by a step of its own, for methods without an interpolant of their order."""
+    fresh = GraphStepper(stepper.rhs, stepper.tableau)
+    fresh.start(stepper.k[0])
+    return fresh.trial(t0, t, t - t0, y0)
+
+
+def powers_of(theta: float, degree: int) -> list[float]:
+    """[θ, θ², ..., θ^degree]."""
+    out, p = [], 1.0
+    for _ in range(degree):
+        p *= theta
+        out.append(p)
+    return out
+
+
+class BufferedStepper(Stepper):
+    """Steps on one preallocated (rows, N) buffer of slopes: a stage is one gemv and one copy."""
+
+    def __init__(self, rhs: RHS, tableau: Tableau, like: Tensor):
+        super().__init__(rhs, tableau)
+        self.w = tableau.weights(like.dtype, like.device)
+        k = torch.empty(tableau.rows, like.numel(), dtype=like.dtype, device=like.device)
+        self.k = k
+        self.row = list(k.unbind(0))
+        self.kt = [k[:i].t() for i in range(tableau.rows + 1)]
+        self._stages = list(zip(tableau.c[1:], self.w.a, self.kt[1:], self.row[1:], strict=False))
+
+    def start(self, slope: Tensor) -> None:
+        self.row[0].copy_(slope)
+
+    def trial(self, t: float, t1: float, h: Time, y: Tensor, t_end: Time | None = None) -> Tensor:
+        rhs, yi = self.rhs, y
+        end = t1 if t_end is None else t_end
+        self._has_f1 = False
+        for c, a, kt, row in self._stages:
+            yi = torch.addmv(y, kt, a, alpha=h)
+            f = rhs(end if c == 1.0 else t + c * h, yi)
+            if f.requires_grad:
+                raise NeedsGraph
+            row.copy_(f)
+        if self.tableau.fsal:
+            return yi
+        return torch.addmv(y, self.kt[self.tableau.stages], self.w.b, alpha=h)
+
+    def next_slope(self) -> Tensor | None:
+        return self.row[-1] if self.tableau.fsal or self._has_f1 else None
+
+    def _put_f1(self, slope: Tensor) -> None:
+        self.row[-1].copy_(slope)
+
+    def error(self) -> Tensor:
+        return torch.mv(self.kt[self.tableau.stages], self.w.error)
+
+    def extend(self, y0: Tensor, h: Time, theta: Time) -> Tensor:
+        p = self.w.interpolant
+        powers = torch.tensor(powers_of(theta, p.shape[1]), dtype=p.dtype, device=p.device)
+        return torch.addmv(y0, self.kt[self.tableau.rows], torch.mv(p, powers), alpha=h)
+
+    def polynomial(self, h: float) -> Tensor:
+        return torch.mm(self.kt[self.tableau.rows], self.w.interpolant).mul_(h)
+
+
+class GraphStepper(Stepper):
+    """Steps of autograd operations on a list of slopes."""
+
+    def __init__(self, rhs: RHS, tableau: Tableau, clock: Mapping[float, Tensor] | None = None):
+        super().__init__(rhs, tableau, clock)
+        self.k: list[Tensor] = []
+
+    def start(self, slope: Tensor) -> None:
+        self.k = [slope]
+
+    def trial(
+        self,
+        t: float,
+        t1: Time,
+        h: Time,
+        y: Tensor,
+        t_end: Time | None = None,
+        close: bool = True,
+    ) -> Tensor:
+        """As in the base class; without ``close`` the slope of a FSAL method's end is left out."""
+        tab, k = self.tableau, self.k[:1]
+        start = self.clock.get(t, t)
+        end = self.clock.get(t1, t1) if t_end is None else t_end
+        self._has_f1 = False
+        yi = y
+        for c, a in zip(tab.c[1:], tab.a, strict=True):
+            yi = combine(y, h, a, k)
+            if not close and tab.fsal and len(k) == tab.stages - 1:
+                break
+            k.append(self.rhs(end if c == 1.0 else start + c * h, yi))
+        self.k = k
+        return yi if tab.fsal else combine(y, h, tab.b, k)
+
+    def next_slope(self) -> Tensor | None:
+        return self.k[-1] if self.tableau.fsal or self._has_f1 else None
+
+    def _put_f1(self, slope: Tensor) -> None:
+        self.k.append(slope)
+
+    @torch.no_grad()
+    def error(self) -> Tensor:
+        k = [x.detach() for x in self.k]
+        return combine(None, 1.0, self.tableau.error, k)
+
+    def extend(self, y0: Tensor, h: Time, theta: Time) -> Tensor:
+        p = self.tableau.interpolant
+        if isinstance(theta, Tensor):
+            p = torch.tensor(p, dtype=torch.float64, device=theta.device).to(theta.dtype)
+            exponents = torch.arange(1, p.shape[1] + 1, device=theta.device, dtype=theta.dtype)
+            weights = (p @ theta**exponents).to(y0.dtype)
+            return y0 + h * (torch.stack(self.k, dim=-1) @ weights)
+        powers = powers_of(theta, len(p[0]))
+        weights = [sum(x * q for x, q in zip(row, powers, strict=True)) for row in p]
+        return combine(y0, h, weights, self.k)
+
+    def polynomial(self, h: float) -> Tensor:
+        k = torch.stack([x.detach() for x in self.k], dim=-1)
+        return (k @ self.tableau.weights(k.dtype, k.device).interpolant).mul_(h)
+
+
+def combine(y: Tensor | None, h: Time, weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
+    """y + h Σ w_i k_i, as few fused operations as autograd allows; y = None stands for zero."""
+    if isinstance(h, Tensor):
+        total = combine(None, 1.0, weights, k)
+        return y + h.to(total.dtype) * total
+    for w, slope in zip(weights, k, strict=False):
+        if w != 0.0:
+            y = slope * (h * w) if y is None else torch.add(y, slope, alpha=h * w)
+    return torch.zeros_like(k[0]) if y is None else y

@@ -1,0 +1,37 @@
+"""doctor: what is installed, what is missing, and what to run next."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata, util
+
+import torch
+
+from .api import backends
+
+_OPTIONAL = {
+    "scipy": "method='scipy_solver'; pip install 'pyjuliaode[experiments]'",
+    "matplotlib": "figures; pip install 'pyjuliaode[experiments]'",
+    "sklearn": "the digits experiment; pip install 'pyjuliaode[experiments]'",
+    "torchdiffeq": "comparison in `pyjuliaode bench`; pip install 'pyjuliaode[bench]'",
+    "juliacall": "the Julia backend; pip install 'pyjuliaode[julia]'",
+}
+
+
+def doctor() -> str:
+    """A report for people: versions, devices, backends, what is missing. Starts nothing."""
+    lines = [
+        f"pyjuliaode {metadata.version('pyjuliaode')}",
+        f"Python     {platform.python_version()} on {platform.platform()}",
+        f"torch      {torch.__version__}, {torch.get_num_threads()} thread(s), "
+        + (f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no CUDA device"),
+        "",
+        "backends",
+    ]
+    for name, report in backends().items():
+        lines.append(f"  {name:<6} {'ready' if report['ready'] else report['missing']}")
+    lines += ["", "optional packages"]
+    for module, use in _OPTIONAL.items():
+        found = util.find_spec(module) is not None
+        lines.append(f"  {module:<12} {'found' if found else 'not found: for ' + use}")
+    return "\n".join(lines)

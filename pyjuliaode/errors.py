@@ -1,0 +1,52 @@
+"""Exceptions of pyjuliaode. Every one carries a sentence that says what to try."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .solution import Retcode, Solution
+
+
+class PyJuliaODEError(Exception):
+    """Base class of everything that pyjuliaode raises on its own account."""
+
+
+class InvalidArgumentError(PyJuliaODEError, ValueError):
+    """An argument does not fit; raised before anything is solved or written."""
+
+
+class UnsupportedError(PyJuliaODEError, NotImplementedError):
+    """The combination asked for does not exist here; the message names one that does."""
+
+
+class BackendUnavailableError(PyJuliaODEError, RuntimeError):
+    """The backend asked for is not installed; the message says what to run."""
+
+
+class SolverError(PyJuliaODEError, RuntimeError):
+    """The solver stopped before the last requested time.
+
+    Attributes:
+        retcode: the cause, a :class:`pyjuliaode.Retcode`.
+        solution: the partial :class:`pyjuliaode.Solution`, up to the time reached.
+    """
+
+    def __init__(self, message: str, retcode: Retcode, solution: Solution | None = None):
+        super().__init__(message)
+        self.retcode = retcode
+        self.solution = solution
+
+
+class GradientWarning(UserWarning):
+    """A gradient that the user may expect is not going to be computed."""
+
+
+def unknown_name(kind: str, name: object, valid: Iterable[str]) -> InvalidArgumentError:
+    """The error for a wrong name: the nearest valid ones first, then all of them."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(str(name).lower(), valid, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return InvalidArgumentError(f"unknown {kind} {name!r}.{hint} Valid: {', '.join(valid)}.")

@@ -1,0 +1,132 @@
+"""The only caller of the user's module: values and vector-Jacobian products on a flat state."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .problem import Problem
+
+Time = float | Tensor
+
+
+class RHS:
+    """dy/dt on the flat state, with counts of evaluations and of vector-Jacobian products.
+
+    Times may be Python floats, or 0-d tensors where they carry a gradient (or, for per-sample
+    stepping, tensors that broadcast against the state). The user's exceptions pass untouched.
+    """
+
+    def __init__(self, problem: Problem):
+        self.func = problem.func
+        self.params = problem.params
+        self.structure = problem.structure
+        self.time_dtype = problem.time_dtype
+        self.device = problem.y0.device
+        self.nfe = 0
+        self.n_vjp = 0
+        self.inspect: Callable[[Tensor, Tensor], None] | None = None
+        self._checked = False
+
+    def time(self, t: Time) -> Tensor:
+        """The 0-d tensor handed to the user: in the real dtype of the state, on its device."""
+        if isinstance(t, Tensor):
+            return t.to(dtype=self.time_dtype, device=self.device)
+        return torch.scalar_tensor(t, dtype=self.time_dtype, device=self.device)
+
+    def __call__(self, t: Time, y: Tensor) -> Tensor:
+        """Value: (N,) -> (N,)."""
+        self.nfe += 1
+        out = self.func(self.time(t), self.structure.unpack(y))
+        if not self._checked:
+            self.structure.check_output(out, y)
+            self._checked = True
+        return self.structure.pack(out)
+
+    def vjp(
+        self, t: Time, y: Tensor, cotangent: Tensor, state: bool = True, params: bool = True
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
+        """f(t, y), cotangent @ df/dy and cotangent @ df/dparams, from one evaluation.
+
+        ``state`` and ``params`` say which products are wanted; None stands for zero or not wanted.
+        """
+        self.n_vjp += 1
+        wanted = self.params if params else ()
+        with torch.enable_grad():
+            y = y.detach()
+            if state:
+                y.requires_grad_()
+            out = self.structure.pack(self.func(self.time(t), self.structure.unpack(y)))
+            if not out.requires_grad:
+                return out, None, (None,) * len(wanted)
+            if self.inspect is not None:
+                self.inspect(out, y)
+                self.inspect = None
+            inputs = (y, *wanted) if state else wanted
+            if not inputs:
+                return out.detach(), None, ()
+            grads = torch.autograd.grad(out, inputs, cotangent, allow_unused=True)
+        if state:
+            return out.detach(), grads[0], grads[1:]
+        return out.detach(), None, grads
+
+
+def saved_bytes(root: Tensor, origin: Tensor) -> int:
+    """Bytes of activations kept by the autograd graph from ``origin`` to ``root``.
+
+    Leaves (parameters) are not counted: they live anyway.
+    """
+    seen_nodes, seen_data, total = {origin.grad_fn}, set(), 0
+    stack = [root.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen_nodes:
+            continue
+        seen_nodes.add(node)
+        for name in dir(node):
+            if not name.startswith("_saved_"):
+                continue
+            value = getattr(node, name)
+            for x in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(x, Tensor) and not x.is_leaf and x.data_ptr() not in seen_data:
+                    seen_data.add(x.data_ptr())
+                    total += x.numel() * x.element_size()
+        stack.extend(parent for parent, _ in node.next_functions)
+    return total
+
+
+def leaves(root: Tensor) -> list[Tensor]:
+    """The leaf tensors that require a gradient and on which ``root`` depends."""
+    seen, found = set(), []
+    stack = [root.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+class PerFunction:
+    """A small memory of facts about functions that forgets a function when it is collected."""
+
+    def __init__(self) -> None:
+        self._facts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def get(self, func: Callable, key: object) -> object | None:
+        try:
+            return self._facts.get(func, {}).get(key)
+        except TypeError:  # not hashable or not weakly referable: nothing is remembered
+            return None
+
+    def put(self, func: Callable, key: object, value: object) -> None:
+        try:
+            self._facts.setdefault(func, {})[key] = value
+        except TypeError:
+            return

@@ -1,0 +1,129 @@
+"""What a solve returns: trajectory, statistics, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from torch import Tensor
+
+from .errors import SolverError, UnsupportedError
+
+
+class Retcode(str, Enum):
+    """How a solve ended (the names are SciML's)."""
+
+    SUCCESS = "Success"
+    TERMINATED = "Terminated"
+    MAX_ITERS = "MaxIters"
+    DT_LESS_THAN_MIN = "DtLessThanMin"
+    UNSTABLE = "Unstable"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def successful(self) -> bool:
+        return self in (Retcode.SUCCESS, Retcode.TERMINATED)
+
+    @property
+    def advice(self) -> str:
+        """What to try after this ending."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    Retcode.SUCCESS: "",
+    Retcode.TERMINATED: "",
+    Retcode.MAX_ITERS: (
+        "Raise max_steps (options['max_num_steps'] in odeint), loosen rtol/atol, shorten the time "
+        "span, or regularise the field; a stiff problem needs an implicit method."
+    ),
+    Retcode.DT_LESS_THAN_MIN: (
+        "The problem is stiff or not smooth here, or rtol/atol are below what the dtype resolves: "
+        "loosen them, use float64, declare discontinuities with options['jump_t'], or use an "
+        "implicit method."
+    ),
+    Retcode.UNSTABLE: (
+        "The field returned or produced NaN or Inf: look at its output there, lower the learning "
+        "rate or clip gradients, bound the field, or shorten the time span."
+    ),
+}
+
+
+@dataclass
+class SolveStats:
+    """What a solve cost.
+
+    Attributes:
+        nfe_forward: evaluations of the dynamics during the solve.
+        nfe_backward: vector-Jacobian products during ``backward()`` (each is one backward
+            evaluation); 0 until ``backward()`` has run.
+        n_accepted, n_rejected: steps of the forward solve.
+        method, adjoint, backend: what ran.
+        retcode: how it ended.
+        seconds: wall-clock time of the forward solve.
+        seconds_backward: wall-clock time of the backward pass where the adjoint is its own solve.
+    """
+
+    nfe_forward: int = 0
+    nfe_backward: int = 0
+    n_accepted: int = 0
+    n_rejected: int = 0
+    method: str = ""
+    adjoint: str = ""
+    backend: str = ""
+    retcode: Retcode = Retcode.SUCCESS
+    seconds: float = 0.0
+    seconds_backward: float = 0.0
+
+
+@dataclass
+class Solution:
+    """A solved trajectory.
+
+    Attributes:
+        t: times, shape (T,); with ``retcode`` other than Success only those reached.
+        y: states at ``t``, shape (T, *y0.shape), or a tuple of such for a tuple state.
+        stats: :class:`SolveStats`.
+        retcode: how it ended.
+        message: what happened, with the time reached, and what to try; empty on success.
+        step_t: accepted step times, a list of floats, where the method records them.
+        event_t: time of the event, a 0-d tensor, when an event ended the solve.
+    """
+
+    t: Tensor
+    y: Tensor | tuple[Tensor, ...]
+    stats: SolveStats
+    retcode: Retcode = Retcode.SUCCESS
+    message: str = ""
+    step_t: list[float] = field(default_factory=list)
+    event_t: Tensor | None = None
+    dense: Callable[[Tensor | float], Tensor | tuple[Tensor, ...]] | None = field(
+        default=None, repr=False
+    )
+
+    def __call__(self, t: Tensor | float) -> Tensor | tuple[Tensor, ...]:
+        """Dense output: the state at any time within the span.
+
+        ``t`` is a number, or a tensor of shape () or (S,); the result has shape (*t.shape,
+        *y0.shape). The values carry no autograd graph: ask for times in ``t`` where gradients are
+        needed.
+
+        Raises:
+            UnsupportedError: the solve kept no dense output.
+            InvalidArgumentError: a time outside the span that was solved.
+        """
+        if self.dense is None:
+            raise UnsupportedError(
+                f"method {self.stats.method!r} kept no dense output; solve with options="
+                "{'dense': True} and a Runge-Kutta method, or ask for the times in t"
+            )
+        return self.dense(t)
+
+    def raise_if_failed(self) -> Solution:
+        """Return self, or raise :class:`SolverError` that carries this partial solution."""
+        if not self.retcode.successful:
+            raise SolverError(self.message, self.retcode, self)
+        return self

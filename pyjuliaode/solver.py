@@ -1,0 +1,75 @@
+"""Solver: what to solve with, as one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import InvalidArgumentError, unknown_name
+
+ADJOINTS = ("auto", "direct", "backsolve", "interpolating", "gauss", "quadrature")
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A numerical method with its tolerances, adjoint and backend.
+
+    Arguments:
+        method: name of the method, for example "tsit5", "dopri5", "rk4"; what exists depends on
+            the backend (:func:`pyjuliaode.backends`).
+        rtol, atol: relative and absolute tolerance of adaptive methods (numbers, tensors of the
+            state's shape, or tuples of these for a tuple state).
+        adjoint: how gradients are found: "auto", "direct" (discrete: exact gradient of the steps
+            that were taken), "backsolve", "interpolating", "gauss". "auto" is "direct"; it keeps
+            the autograd graph while that is small and replays the accepted steps otherwise.
+        backend: "auto", "torch" or "julia". "auto" is Julia where its environment is ready, else
+            torch.
+        dt: first step of adaptive methods, the step of fixed ones (default: one step between
+            two requested times).
+        max_steps: the most attempted steps before the solve ends with retcode MaxIters.
+        adjoint_rtol, adjoint_atol: tolerances of a continuous adjoint; default: those of the solve.
+        options: method-specific options, as in torchdiffeq: ``norm``, ``first_step``,
+            ``min_step``, ``max_step``, ``safety``, ``ifactor``, ``dfactor``, ``step_t``,
+            ``jump_t``, ``perturb``, ``step_size``, ``grid_constructor``, ``interp``,
+            ``max_order``, ``max_iters``, ``solver``; and of this package: ``dense`` (keep dense
+            output), ``checkpoint`` (True: "direct" replays the accepted steps; False: it keeps the
+            graph), ``graph_memory`` (bytes, default 2**30: where "auto" changes from one to the
+            other), ``per_sample`` and ``batch_dim`` (own step sizes for every sample).
+
+    Raises:
+        InvalidArgumentError: a value out of range, or an unknown adjoint.
+    """
+
+    method: str = "tsit5"
+    rtol: Any = 1e-6
+    atol: Any = 1e-6
+    adjoint: str = "auto"
+    backend: str = "auto"
+    dt: float | None = None
+    max_steps: int = 10_000
+    adjoint_rtol: Any = None
+    adjoint_atol: Any = None
+    options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.adjoint not in ADJOINTS:
+            raise unknown_name("adjoint", self.adjoint, ADJOINTS)
+        if not isinstance(self.method, str):
+            raise InvalidArgumentError(f"method must be a name, got {self.method!r}")
+        for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
+                raise InvalidArgumentError(f"{name} must be finite and >= 0, got {value!r}")
+        if self.dt is not None and not 0 < float(self.dt) < float("inf"):
+            raise InvalidArgumentError(f"dt must be positive and finite, got {self.dt!r}")
+        if int(self.max_steps) < 1:
+            raise InvalidArgumentError(f"max_steps must be at least 1, got {self.max_steps!r}")
+        if self.options is not None and not isinstance(self.options, Mapping):
+            raise InvalidArgumentError(
+                f"options must be a dict of names to values, got {type(self.options).__name__}"
+            )
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """The option ``name``, or ``default`` where it was not given."""
+        return default if self.options is None else self.options.get(name, default)
