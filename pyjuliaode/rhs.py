@@ -26,6 +26,8 @@ class RHS:
         self.structure = problem.structure
         self.time_dtype = problem.time_dtype
         self.device = problem.y0.device
+        # a tensor state is unpacked by one view; None: a tuple, which its structure unpacks
+        self._shape = None if problem.structure.is_tuple else problem.structure.shapes[0]
         self.nfe = 0
         self.n_vjp = 0
         self.inspect: Callable[[Tensor, Tensor], None] | None = None
@@ -40,11 +42,38 @@ class RHS:
     def __call__(self, t: Time, y: Tensor) -> Tensor:
         """Value: (N,) -> (N,)."""
         self.nfe += 1
-        out = self.func(self.time(t), self.structure.unpack(y))
+        t = self.time(t)
+        if self._shape is None:
+            out = self.func(t, self.structure.unpack(y))
+        else:
+            out = self.func(t, y.view(self._shape))
         if not self._checked:
             self.structure.check_output(out, y)
             self._checked = True
-        return self.structure.pack(out)
+        return self.structure.pack(out) if self._shape is None else out.reshape(-1)
+
+    def destinations(self, k: Tensor) -> list[Tensor]:
+        """Views of the rows of a slope buffer (S, N) into which :meth:`into` writes."""
+        if self._shape is None:
+            return list(k.unbind(0))
+        return list(k.view(k.shape[0], *self._shape).unbind(0))
+
+    def into(self, row: Tensor, t: float, y: Tensor) -> bool:
+        """Value written into a destination; True, and nothing written, where it carries a graph.
+
+        The hot path of solves without a graph: one view, one copy, nothing else.
+        """
+        self.nfe += 1
+        if self._shape is None or not self._checked:
+            out = self(t, y).view_as(row)
+            self.nfe -= 1
+        else:
+            at = torch.scalar_tensor(t, dtype=self.time_dtype, device=self.device)
+            out = self.func(at, y.view(self._shape))
+        if out.requires_grad and torch.is_grad_enabled():
+            return True
+        row.copy_(out)
+        return False
 
     def vjp(
         self, t: Time, y: Tensor, cotangent: Tensor, state: bool = True, params: bool = True

@@ -256,6 +256,13 @@ class _AdjointField:
         )
         self.func = sweep.problem.func
 
+    def destinations(self, k: Tensor) -> list[Tensor]:
+        return list(k.unbind(0))
+
+    def into(self, row: Tensor, t: float, z: Tensor) -> bool:
+        row.copy_(self(t, z))
+        return False
+
     def __call__(self, t: Time, z: Tensor) -> Tensor:
         sweep = self.sweep
         if sweep.has_y:

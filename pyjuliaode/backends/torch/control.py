@@ -86,21 +86,24 @@ class Control:
         self.max_steps, self.first_step = max_steps, first_step
         self.min_step, self.max_step = float(min_step), float(max_step)
         self.safety, self.ifactor, self.dfactor = float(safety), float(ifactor), float(dfactor)
+        self._plain = not (isinstance(rtol, Tensor) or isinstance(atol, Tensor))
         self._before: tuple[Tensor, Tensor] | None = None
 
-    @torch.no_grad()
     def ratio(self, error: Tensor, h: float, y0: Tensor, y1: Tensor) -> float:
         """Norm of h * error / (atol + rtol max(|y0|, |y1|)).
 
         |y1| is kept: it is the |y0| of the step that follows an accepted one.
         """
         known = self._before
-        abs0 = known[1] if known is not None and known[0] is y0 else y0.abs()
-        abs1 = y1.detach().abs()
-        self._before = (y1, abs1)
-        self._rejected = (y0, abs0)
-        scale = torch.maximum(abs0, abs1).mul_(self.rtol).add_(self.atol)
-        return abs(h) * self.norm(error / scale)
+        abs0 = known[1] if known is not None and known[0] is y0 else y0.detach().abs()
+        abs1 = (y1.detach() if y1.requires_grad else y1).abs()
+        self._before, self._rejected = (y1, abs1), (y0, abs0)
+        largest = torch.maximum(abs0, abs1)
+        if self._plain:
+            scale = largest.mul_(self.rtol).add_(self.atol)
+        else:
+            scale = largest * self.rtol + self.atol
+        return abs(h) * self.norm(error.div_(scale))
 
     def rejected(self) -> None:
         """Forget the trial: the next one starts from the same state."""

@@ -39,7 +39,8 @@ def run_graph(
     if clock:
         f0 = None  # it was evaluated at a time without a gradient
     before = rhs.nfe
-    trace = run(plan, problem, rhs, problem.y0, f0, stats, graph=True, clock=clock, **kwargs)
+    kwargs = {"graph": True, "clock": clock, "land": bool(clock), **kwargs}
+    trace = run(plan, problem, rhs, problem.y0, f0, stats, **kwargs)
     products = _evaluations_on_path(plan, stats, rhs.nfe - before + (f0 is not None))
 
     def count(_: Tensor) -> None:
@@ -91,9 +92,8 @@ class _Replay(torch.autograd.Function):
         rhs = options.pop("rhs")
         y0 = y0.detach().clone()
         f0 = None if task.f0 is None else task.f0.detach()
-        trace = run(
-            task.plan, task.problem, rhs, y0, f0, task.stats, graph=False, record=True, **options
-        )
+        options.update(graph=False, record=True, land=ctx.needs_input_grad[2])
+        trace = run(task.plan, task.problem, rhs, y0, f0, task.stats, **options)
         ctx.problem, ctx.plan, ctx.stats = task.problem, task.plan, task.stats
         ctx.step_t, ctx.step_y = trace.step_t, trace.step_y
         ctx.save_for_backward(t, *params)

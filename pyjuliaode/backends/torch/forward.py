@@ -77,17 +77,21 @@ def run(
     clock: Mapping[float, Tensor] | None = None,
     dense: bool = False,
     record: bool = False,
+    land: bool = False,
     event_fn: Callable[..., Tensor] | None = None,
     watch: Callable[[], None] | None = None,
 ) -> Trace:
     """Integrate over ``problem.times``; ``f0`` is the slope at y0 where it is already known.
 
-    ``watch`` is called after every accepted step and may raise to stop the run.
+    ``land`` makes the steps end on the requested times (methods without an interpolant always do):
+    then the derivative with respect to a requested time is that of a step, not of the interpolant,
+    which is one order worse. ``watch`` is called after every accepted step and may raise to stop the run.
     """
     times = problem.times
     direction = 1.0 if times[-1] >= times[0] else -1.0
     trace = Trace([y0], [times[0]], dense=_dense_output(plan, rhs, times[0], direction, dense))
-    stream = plan.stream(rhs, y0, stats, graph, clock, Callbacks.of(rhs), times)
+    stops = times if land or not plan.has_interpolant else ()
+    stream = plan.stream(rhs, y0, stats, graph, clock, Callbacks.of(rhs), stops)
     if plan.chooses_steps:
         steps = stream.steps(y0, times[0], times[-1], f0)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,10 +135,11 @@ class Plan:
         graph: bool,
         clock: Mapping[float, Tensor] | None = None,
         callbacks: Callbacks | None = None,
-        outputs: list[float] | None = None,
+        stops: Sequence[float] = (),
     ) -> AdaptiveRK | FixedRK | Adams | ScipyStream:
         """The object whose ``steps`` yields accepted steps: ``steps(y, t0, t1, f0)`` where the
-        method chooses them, ``steps(y, grid, f0)`` where it is told."""
+        method chooses them (ending on every time of ``stops``), ``steps(y, grid, f0)`` where it is
+        told."""
         clock = dict(clock or {})
         if self.kind == "adams":
             order = {k: self.options[k] for k in ("max_order", "max_iters") if k in self.options}
@@ -160,9 +161,7 @@ class Plan:
         sides = self.sides(rhs.time_dtype)
         if self.kind == "fixed":
             return FixedRK(rhs, stepper, stats, self.max_steps, sides, callbacks)
-        stops = [*_times_option(self.options.get("step_t")), *sides.jumps]
-        if not self.has_interpolant:
-            stops += outputs or []
+        stops = [*stops, *_times_option(self.options.get("step_t"))]
         return AdaptiveRK(rhs, stepper, self.control(), stats, sides, callbacks, stops)
 
 

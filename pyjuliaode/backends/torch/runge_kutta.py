@@ -152,22 +152,24 @@ class BufferedStepper(Stepper):
         k = torch.empty(tableau.rows, like.numel(), dtype=like.dtype, device=like.device)
         self.k = k
         self.row = list(k.unbind(0))
-        self.kt = [k[:i].t() for i in range(tableau.rows + 1)]
-        self._stages = list(zip(tableau.c[1:], self.w.a, self.kt[1:], self.row[1:], strict=False))
+        kt = k.t()
+        self.kt = [kt.narrow(1, 0, i) for i in range(tableau.rows + 1)]
+        targets = rhs.destinations(k)
+        self._stages = list(zip(tableau.c[1:], self.w.a, self.kt[1:], targets[1:], strict=False))
 
     def start(self, slope: Tensor) -> None:
+        if slope.requires_grad and torch.is_grad_enabled():
+            raise NeedsGraph
         self.row[0].copy_(slope)
 
     def trial(self, t: float, t1: float, h: Time, y: Tensor, t_end: Time | None = None) -> Tensor:
-        rhs, yi = self.rhs, y
+        into, addmv, yi = self.rhs.into, torch.addmv, y
         end = t1 if t_end is None else t_end
         self._has_f1 = False
-        for c, a, kt, row in self._stages:
-            yi = torch.addmv(y, kt, a, alpha=h)
-            f = rhs(end if c == 1.0 else t + c * h, yi)
-            if f.requires_grad:
+        for c, a, kt, target in self._stages:
+            yi = addmv(y, kt, a, alpha=h)
+            if into(target, end if c == 1.0 else t + c * h, yi):
                 raise NeedsGraph
-            row.copy_(f)
         if self.tableau.fsal:
             return yi
         return torch.addmv(y, self.kt[self.tableau.stages], self.w.b, alpha=h)

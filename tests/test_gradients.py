@@ -1,0 +1,286 @@
+"""Gradients: every model and adjoint against finite differences, each other and torchdiffeq."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchdiffeq
+from problems import F64, Field, gradients, models, relative_error
+from torch import nn
+
+import pyjuliaode as pjo
+
+ADJOINTS = ["direct", "replay", "interpolating", "gauss", "backsolve"]
+
+
+def solver(adjoint: str, tol: float, method: str = "dopri5", **options) -> pjo.Solver:
+    if adjoint == "replay":
+        adjoint, options["checkpoint"] = "direct", True
+    return pjo.Solver(method, tol, tol, adjoint=adjoint, options=options)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("name", models())
+def test_gradcheck_of_every_model_and_adjoint(name, adjoint):
+    """Against central differences in float64, with respect to h0, the times and all parameters.
+
+    Tolerance 1e-9 of the solve, step 1e-5: differences carry errors up to 1e-9 / 1e-5 = 1e-4 where
+    an adaptive step changes, hence atol = 1e-4 of entries of order one (no step does here, mostly).
+    """
+    dynamics = models()[name]
+    h0 = torch.randn(2, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([1.0, 1.4, 2.0], dtype=F64, requires_grad=True)
+    params = list(dynamics.parameters())
+
+    def run(h0, t, *params):
+        state = dynamics.initial_state(h0, t0=1.0)
+        return pjo.solve(dynamics, state, t, solver(adjoint, 1e-9)).y
+
+    inputs = (h0, t, *params)
+    # the fast mode takes one random projection of the Jacobian
+    assert torch.autograd.gradcheck(run, inputs, eps=1e-5, atol=1e-4, rtol=1e-3, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", models())
+def test_adjoints_agree_at_tight_tolerance(name):
+    """All five to 1e-8 relative, at tolerance 1e-12, between times of which some are outputs."""
+    dynamics = models()[name]
+    h0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([1.0, 1.3, 1.9, 2.5], dtype=F64, requires_grad=True)
+    inputs = [h0, t, *dynamics.parameters()]
+    found = {}
+    for adjoint in ADJOINTS:
+        y = pjo.solve(dynamics, dynamics.initial_state(h0, t0=1.0), t, solver(adjoint, 1e-12)).y
+        found[adjoint] = gradients(y, inputs)
+    for adjoint in ADJOINTS[1:]:
+        assert relative_error(found[adjoint], found["direct"]) < 1e-8, adjoint
+
+
+@pytest.mark.parametrize("decreasing", [False, True])
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_gradients_agree_with_torchdiffeq(adjoint, decreasing):
+    """Forward and backward in time, unused parameters, gradients of the times: 1e-6 relative.
+
+    The reference is torchdiffeq with exact steps onto the outputs (rk4, 2,000 steps).
+    """
+    field = Field()
+    field.unused = nn.Linear(2, 2).to(F64)
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    times = [0.0, 0.5, 1.0, 1.5]
+    t = torch.tensor(times[::-1] if decreasing else times, dtype=F64, requires_grad=True)
+    inputs = [y0, t, *field.parameters()]
+    grid = {"grid_constructor": lambda f, y, t: torch.linspace(t[0], t[-1], 2001, dtype=F64)}
+    wanted = torchdiffeq.odeint(field, y0, t, method="rk4", options={**grid, "interp": "cubic"})
+    wanted = gradients(wanted, [y0, *field.parameters()])
+    y = pjo.solve(field, y0, t, solver(adjoint, 1e-10)).y
+    found = gradients(y, inputs)
+    assert relative_error([found[0], *found[2:]], wanted) < 1e-6
+    assert float(found[-1].abs().max()) == 0.0  # the unused bias: zero, not None
+    slopes = torch.stack([field(x, s) for x, s in zip(t, y, strict=True)])
+    weight = torch.randn(y.shape, dtype=F64, generator=torch.Generator().manual_seed(0))
+    by_hand = (weight * slopes).sum((1, 2))[1:]  # dL/dt_i = <dL/dy_i, f(t_i, y_i)>
+    assert relative_error([found[1][1:]], [by_hand.detach()]) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["tsit5", "bosh3", "dopri8", "rk4", "implicit_adams", "euler"])
+def test_direct_gradients_of_other_methods_pass_gradcheck(method):
+    field = Field()
+    y0 = torch.randn(2, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 0.4, 1.0], dtype=F64)
+    fixed = {"step_size": 0.1} if method in ("rk4", "euler", "implicit_adams") else {}
+
+    def run(y0, *params):
+        return pjo.solve(field, y0, t, solver("direct", 1e-9, method, **fixed)).y
+
+    assert torch.autograd.gradcheck(run, (y0, *field.parameters()), eps=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "dopri8"])
+def test_replay_is_the_gradient_of_the_graph(method):
+    """The same steps differentiated twice over: equal but for rounding (1e-10 relative)."""
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 0.33, 1.0], dtype=F64, requires_grad=True)
+    fixed = {"step_size": 0.07} if method == "rk4" else {}
+    inputs = [y0, t, *field.parameters()]
+    graph = gradients(pjo.solve(field, y0, t, solver("direct", 1e-6, method, **fixed)).y, inputs)
+    replay = gradients(pjo.solve(field, y0, t, solver("replay", 1e-6, method, **fixed)).y, inputs)
+    assert relative_error(replay, graph) < 1e-10
+
+
+def test_auto_replays_when_the_graph_outgrows_its_memory():
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    small = pjo.solve(field, y0, t, pjo.Solver("dopri5", 1e-8, 1e-8))
+    tight = pjo.Solver("dopri5", 1e-8, 1e-8, options={"graph_memory": 2_000})
+    large = pjo.solve(field, y0, t, tight)
+    again = pjo.solve(field, y0, t, tight)
+    assert small.stats.adjoint == "direct"
+    assert large.stats.adjoint == again.stats.adjoint == "direct (replay)"
+    assert again.stats.nfe_forward < large.stats.nfe_forward  # remembered: no second attempt
+    assert torch.equal(small.y, large.y) or float((small.y - large.y).abs().max().detach()) < 1e-14
+
+
+def test_second_derivatives_of_direct():
+    field = Field()
+    y0 = torch.randn(1, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 0.4, 1.0], dtype=F64)
+    run = lambda y0: pjo.solve(field, y0, t, solver("direct", 1e-9)).y  # noqa: E731
+    assert torch.autograd.gradgradcheck(run, (y0,), eps=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("adjoint", ["replay", "interpolating", "gauss", "backsolve"])
+def test_double_backward_is_refused_by_a_sentence(adjoint):
+    field = Field()
+    y0 = torch.randn(1, 2, dtype=F64, requires_grad=True)
+    y = pjo.solve(field, y0, torch.tensor([0.0, 1.0], dtype=F64), solver(adjoint, 1e-6)).y
+    (grad,) = torch.autograd.grad(y[-1].square().sum(), y0, create_graph=True)
+    with pytest.raises(pjo.UnsupportedError, match="adjoint='direct'"):
+        grad.sum().backward()
+
+
+def test_create_graph_alone_does_not_disturb_the_gradient():
+    field = Field()
+    y0 = torch.randn(1, 2, dtype=F64, requires_grad=True)
+    y = pjo.solve(field, y0, torch.tensor([0.0, 1.0], dtype=F64), solver("gauss", 1e-8)).y
+    (plain,) = torch.autograd.grad(y[-1].sum(), y0, retain_graph=True)
+    (kept,) = torch.autograd.grad(y[-1].sum(), y0, create_graph=True)
+    assert torch.equal(plain, kept.detach())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in jvp
+def test_torch_func_grad_and_jvp_pass_through_direct():
+    field, t = Field(), torch.tensor([0.0, 1.0], dtype=F64)
+    y0 = torch.randn(2, 2, dtype=F64)
+
+    def loss(y0):
+        return pjo.solve(field, y0, t, solver("direct", 1e-8)).y[-1].square().sum()
+
+    leaf = y0.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(leaf), leaf)
+    found = torch.func.grad(loss)(y0)
+    assert relative_error([found], [wanted]) < 1e-12
+    v = torch.randn_like(y0)
+    _, tangent = torch.func.jvp(loss, (y0,), (v,))
+    assert abs(float(tangent.detach() - (wanted * v).sum())) < 1e-10
+
+
+def test_vmap_is_followed_by_fixed_steps_and_refused_by_adaptive_ones():
+    field, t = Field(), torch.tensor([0.0, 1.0], dtype=F64)
+    y0 = torch.randn(5, 2, dtype=F64)
+    fixed = pjo.Solver("rk4", dt=0.1)
+    found = torch.func.vmap(lambda y: pjo.solve(field, y, t, fixed).y[-1])(y0)
+    assert float((found - pjo.solve(field, y0, t, fixed).y[-1]).abs().max().detach()) < 1e-14
+    with pytest.raises(pjo.UnsupportedError, match="vmap"):
+        torch.func.vmap(lambda y: pjo.solve(field, y, t).y[-1])(y0)
+
+
+@pytest.mark.parametrize("adjoint", ["replay", "gauss", "backsolve"])
+def test_torch_func_is_refused_by_custom_adjoints(adjoint):
+    field, t = Field(), torch.tensor([0.0, 1.0], dtype=F64)
+    run = lambda y: pjo.solve(field, y, t, solver(adjoint, 1e-6)).y.sum()  # noqa: E731
+    with pytest.raises(pjo.UnsupportedError, match=r"torch\.func"):
+        torch.func.grad(run)(torch.randn(1, 2, dtype=F64))
+
+
+def test_the_adjoint_does_not_depend_on_the_scale_of_the_loss():
+    """The adjoint equation is linear: a loss 1e-6 times smaller has that gradient, exactly."""
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    y = pjo.solve(field, y0, torch.tensor([0.0, 2.0], dtype=F64), solver("gauss", 1e-6)).y
+    inputs = [y0, *field.parameters()]
+    large = torch.autograd.grad(y[-1].square().sum(), inputs, retain_graph=True)
+    small = torch.autograd.grad(1e-6 * y[-1].square().sum(), inputs)
+    assert relative_error([1e6 * g for g in small], list(large)) < 1e-12
+
+
+def test_gradients_lost_by_a_closure_are_warned_of():
+    outside = torch.ones(2, dtype=F64, requires_grad=True)
+
+    class Closure(nn.Module):
+        def forward(self, t, y):
+            return -outside * y
+
+    y0, t = torch.ones(2, dtype=F64, requires_grad=True), torch.tensor([0.0, 1.0], dtype=F64)
+    y = pjo.solve(Closure(), y0, t, solver("gauss", 1e-6)).y
+    with pytest.warns(pjo.GradientWarning, match="adjoint_params"):
+        y.sum().backward()
+    assert outside.grad is None
+    y = pjo.solve(Closure(), y0, t, solver("gauss", 1e-9), params=[outside]).y
+    y.sum().backward()
+    exact = torch.full((2,), -torch.exp(torch.tensor(-1.0)).item(), dtype=F64)
+    assert float((outside.grad - exact).abs().max()) < 1e-7
+
+
+def test_closures_and_plain_functions_are_differentiated_by_direct():
+    rate = torch.tensor(0.7, dtype=F64, requires_grad=True)
+    y0, t = torch.ones(1, dtype=F64), torch.tensor([0.0, 2.0], dtype=F64)
+    y = pjo.odeint(lambda t, y: -rate * y, y0, t)
+    (grad,) = torch.autograd.grad(y[-1, 0], rate)
+    assert abs(float(grad) + 2 * torch.exp(torch.tensor(-1.4)).item()) < 1e-6
+
+
+def test_a_graph_that_begins_late_is_not_lost():
+    """A parameter that enters only at t > 0.5 is unseen at t = 0; its gradient is right anyway."""
+    rate = torch.tensor(0.7, dtype=F64, requires_grad=True)
+
+    def f(t, y):
+        return -rate * y if float(t) > 0.5 else -0.7 * y
+
+    y0, t = torch.ones(1, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+    y = pjo.odeint(f, y0, t, options={"jump_t": torch.tensor([0.5])})
+    (grad,) = torch.autograd.grad(y[-1, 0], rate)
+    assert abs(float(grad) + 0.5 * torch.exp(torch.tensor(-0.7)).item()) < 1e-6
+
+
+def test_complex_gradients_agree_between_adjoints():
+    rate = nn.Parameter(torch.tensor([1j, -0.5 + 2j], dtype=torch.complex128))
+
+    class Rotation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = rate
+
+        def forward(self, t, y):
+            return self.rate * y
+
+    y0 = torch.tensor([1.0 + 0.5j, 0.2j], dtype=torch.complex128, requires_grad=True)
+    t = torch.tensor([0.0, 0.7, 1.5], dtype=F64, requires_grad=True)
+    found = []
+    for adjoint in ADJOINTS:
+        y = pjo.solve(Rotation(), y0, t, solver(adjoint, 1e-11)).y
+        found.append(torch.autograd.grad(y.abs().square().sum() + y.imag.sum(), [y0, t, rate]))
+    for other in found[1:]:
+        assert relative_error(list(other), list(found[0])) < 1e-8
+
+
+def test_exceptions_of_the_field_come_out_as_themselves_from_backward():
+    class Fragile(nn.Module):
+        broken = False
+
+        def forward(self, t, y):
+            if self.broken:
+                raise KeyError("from the field")
+            return -y
+
+    field = Fragile()
+    y0 = torch.ones(1, dtype=F64, requires_grad=True)
+    y = pjo.solve(field, y0, torch.tensor([0.0, 1.0], dtype=F64), solver("backsolve", 1e-6),
+                  params=[]).y
+    field.broken = True
+    with pytest.raises(KeyError, match="from the field"):
+        y.sum().backward()
+
+
+def test_backward_statistics_are_filled_in():
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    for adjoint in ADJOINTS:
+        s = pjo.solve(field, y0, torch.tensor([0.0, 1.0], dtype=F64), solver(adjoint, 1e-7))
+        assert s.stats.nfe_backward == 0
+        s.y[-1].sum().backward()
+        assert s.stats.nfe_backward > 0
+        if adjoint in ("direct", "replay"):  # one product for each stage of the accepted steps
+            expected = 6 * s.stats.n_accepted
+            assert expected <= s.stats.nfe_backward <= expected + 1
