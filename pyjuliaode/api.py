@@ -127,7 +127,7 @@ def _event_gradient(
         return t.to(problem.time_dtype), y
     with torch.no_grad():
         slope = rhs(t_event, y.detach())
-    t_leaf, y_leaf = rhs.time(t).requires_grad_(), y.detach().requires_grad_()
+    t_leaf, y_leaf = rhs.time(t).clone().requires_grad_(), y.detach().requires_grad_()
     value = _first_event(event_fn(t_leaf, problem.structure.unpack(y_leaf)))
     if not value.requires_grad:
         return t.to(problem.time_dtype), y

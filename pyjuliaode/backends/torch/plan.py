@@ -88,6 +88,9 @@ class Plan:
         interp = options.get("interp", "cubic")
         if interp not in ("linear", "cubic"):
             raise unknown_name("interp", interp, ("linear", "cubic"))
+        order = options.get("max_order", 4)
+        if not 1 <= int(order) <= 12:
+            raise InvalidArgumentError(f"max_order must be within 1 and 12, got {order!r}")
         max_steps = int(options.get("max_num_steps", max_steps))
         tableau = ADAPTIVE.get(method) or FIXED.get(method)
         return cls(method, kind, tableau, rtol, atol, norm, max_steps, dt, options)

@@ -1,0 +1,115 @@
+"""Dynamics: a module that turns a field into the right-hand side of a first-order system."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidArgumentError
+from .field import Field, takes_time, wrong_output
+
+Time = float | Tensor
+
+
+class Dynamics(nn.Module):
+    """Base class of the models: state' = dynamics(t, state), h = dynamics.readout(t, state).
+
+    The state stacks ``K`` components of the shape of the hidden feature h in a leading dimension,
+    (K, *h.shape). h may be a vector (D,), a batch (B, D), images (B, C, H, W) or any other shape.
+    Times are 0-d tensors, or of shape (B, 1, ..., 1), one time for every sample; ``readout``,
+    ``velocity`` and the initial time also take Python numbers.
+
+    A subclass defines :meth:`initial_state` and :meth:`forward`, and calls the field through
+    :meth:`evaluate`.
+
+    Arguments:
+        field: the network, an nn.Module or callable, f(h) or f(t, h). Which of the two is read
+            once from its signature: two required positional arguments are (t, h).
+        time_dependent: True for f(t, h), False for f(h); overrides the signature.
+
+    Raises:
+        InvalidArgumentError: the field is not callable or its signature is ambiguous; later, the
+            field returns a wrong shape.
+    """
+
+    K: ClassVar[int] = 1
+    order: ClassVar[int] = 1
+
+    def __init__(self, field: Field, time_dependent: bool | None = None):
+        super().__init__()
+        if time_dependent is None or not callable(field):
+            time_dependent = takes_time(field)
+        self.field = field
+        self.time_dependent = time_dependent
+
+    @property
+    def n_components(self) -> int:
+        """How many components of the shape of h the state stacks."""
+        return self.K
+
+    def evaluate(self, t: Tensor, h: Tensor, like: Tensor | None = None) -> Tensor:
+        """The field at (t, h), of the shape of ``like`` (default: of h)."""
+        out = self.field(t, h) if self.time_dependent else self.field(h)
+        wanted = h if like is None else like
+        if not isinstance(out, Tensor) or out.shape != wanted.shape:
+            raise wrong_output(out, h, wanted)
+        return out
+
+    def initial_state(self, h0: Tensor, dh0: Tensor | None = None, t0: Time = 0.0) -> Tensor:
+        """The state (K, *h.shape) at the first time ``t0``.
+
+        Arguments:
+            h0: the hidden feature at t0.
+            dh0: its time derivative at t0, for models of second order.
+            t0: first time of the span.
+
+        Raises:
+            InvalidArgumentError: a value does not fit the model or the shape of h0.
+        """
+        raise NotImplementedError
+
+    def forward(self, t: Tensor, state: Tensor) -> Tensor:
+        """d(state)/dt, of the shape of ``state``."""
+        raise NotImplementedError
+
+    def readout(self, t: Time, state: Tensor) -> Tensor:
+        """The hidden feature h at one time."""
+        return state[0]
+
+    def velocity(self, t: Time, state: Tensor) -> Tensor:
+        """dh/dt at one time; where the state does not hold it, one evaluation of the field."""
+        # The field sees times as a solver gives them: in the state's dtype, on its device.
+        t = as_time(t).to(dtype=state.dtype.to_real(), device=state.device)
+        return self(t, state)[0]
+
+
+def as_time(t: Time) -> Tensor:
+    """A tensor as it is; a number as a 0-d float64 tensor, which promotes no other tensor."""
+    return t if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
+
+
+def as_number(t: Time) -> float:
+    """The value of a time, for checks: of a tensor without its gradient."""
+    return float(t.detach() if isinstance(t, Tensor) else t)
+
+
+def check_h0(h0: Tensor) -> None:
+    """Raise where h0 is not a tensor of floating point (or complex) numbers."""
+    if not isinstance(h0, Tensor) or not (h0.is_floating_point() or h0.is_complex()):
+        got = h0.dtype if isinstance(h0, Tensor) else type(h0).__name__
+        raise InvalidArgumentError(f"h0 must be a floating point tensor, got {got}")
+
+
+def feature_dim(h: Tensor, dim: int) -> int:
+    """``dim``, or -1 where h has one dimension only.
+
+    Raises:
+        InvalidArgumentError: h has no such dimension.
+    """
+    if h.dim() == 1:
+        return -1
+    if not -h.dim() <= dim < h.dim():
+        raise InvalidArgumentError(f"h of shape {tuple(h.shape)} has no dimension {dim}")
+    return dim

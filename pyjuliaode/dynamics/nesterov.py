@@ -1,0 +1,119 @@
+"""NesterovNODE: Nesterov's accelerated gradient flow with a network as the gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgumentError, unknown_name
+from .base import Time, as_time
+from .field import Field
+from .nesterov_factor import check_friction, factor
+from .nesterov_forms import FactorForm, Form, PublishedForm, SecondOrderForm
+from .published import check_sign
+from .second_order import SecondOrderDynamics, Velocity
+
+FORMS = ("dae", "second_order")
+VARIANTS = ("paper", "published")
+
+
+class NesterovNODE(SecondOrderDynamics):
+    """Nesterov neural ODE: h'' + (r/t) h' + f = 0, with k(t) = t^(-r/2) e^(t/2).
+
+    Source: Nguyen et al., Nesterov neural ODEs, NeurIPS 2022.
+
+    - form="dae" (eq. 14): h = k(t) x, x' = m, m' = -m - f(t, h), state (x, m) from
+      x0 = h0/k(t0), m0 = (1/k)'(t0) h0 + h0'/k(t0). f is learned as a whole, so that the network
+      is not the gradient of the ODE above. Needs t0 > 0; the papers take 1.
+      ``exact=True`` puts the network g in its place in eq. 12,
+      f = [1/4 + (2r - r²)/(4t²)] h/k + g(t, h)/k: then it is the ODE above.
+    - form="second_order": state (h, h'), with f the gradient itself. May start at t0 = 0 with
+      h'(0) = 0, where h''(0) = -f/(1+r). Backwards in time t = 0 is singular: the adjoint
+      "backsolve" cannot reach it, the others can.
+    - variant="published": what the paper's code integrates, which is not eq. 14: state (p, q)
+      from (h0, h0'), μ = (1/k)' p + q/k, p' = μ, q' = sign f(t, p) - μ, h = k(t) p.
+      Needs t0 > 0. Its code leaves the first time unmapped; :meth:`readout` maps every time.
+
+    State (2, *h.shape). Learned: the field, and the initial velocity where that is a module or
+    parameter.
+
+    Arguments:
+        field: the network, f(h) or f(t, h), of the shape of h.
+        r: the friction constant, >= 3.
+        form: "dae" or "second_order".
+        exact: with form="dae", the network is the gradient; with form="second_order" it always is.
+        variant: "paper" or "published".
+        sign: +1 (default) or -1, with variant="published": the runs of its paper use both.
+        initial_velocity: h'(t0), see :class:`SecondOrderDynamics`.
+        time_dependent: see :class:`Dynamics`.
+
+    Raises:
+        InvalidArgumentError: r < 3, an unknown form or variant, a combination that does not
+            exist; from :meth:`initial_state`: a first time that the form does not allow, or a
+            velocity at t0 = 0. See also :class:`Dynamics`.
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        r: float = 3.0,
+        form: str = "dae",
+        *,
+        exact: bool = False,
+        variant: str = "paper",
+        sign: int | None = None,
+        initial_velocity: Velocity = None,
+        time_dependent: bool | None = None,
+    ):
+        super().__init__(field, initial_velocity, time_dependent)
+        self.r = check_friction(r)
+        if form not in FORMS:
+            raise unknown_name("form", form, FORMS)
+        if variant not in VARIANTS:
+            raise unknown_name("variant", variant, VARIANTS)
+        if variant == "published" and (form != "dae" or exact):
+            raise InvalidArgumentError(
+                'variant="published" is one fixed system: leave form and exact at their defaults'
+            )
+        self.form = form
+        self.exact = exact
+        self.variant = variant
+        self._form = self._make_form(check_sign(variant, sign))
+
+    def _make_form(self, sign: float) -> Form:
+        if self.variant == "published":
+            return PublishedForm(self.r, sign)
+        if self.form == "second_order":
+            return SecondOrderForm(self.r)
+        return FactorForm(self.r, self.exact)
+
+    def constraint_factor(self, t: Time) -> Tensor:
+        """k(t) in the constraint h = k(t) x, for the system as a DAE.
+
+        Raises:
+            InvalidArgumentError: this form has no constraint.
+        """
+        if not isinstance(self._form, FactorForm):
+            raise InvalidArgumentError('only form="dae" with variant="paper" has a constraint')
+        return factor(as_time(t), self.r)
+
+    def initial_state(self, h0: Tensor, dh0: Tensor | None = None, t0: Time = 0.0) -> Tensor:
+        return torch.stack(self._form.start(h0, self.start(h0, dh0), t0))
+
+    def forward(self, t: Tensor, state: Tensor) -> Tensor:
+        parts = state.unbind(0)
+        f = self.evaluate(t, self._form.feature(t, parts[0]))
+        return torch.stack(self._form.slope(t, parts, f))
+
+    def readout(self, t: Time, state: Tensor) -> Tensor:
+        return self._form.readout(as_time(t), state[0])
+
+    def velocity(self, t: Time, state: Tensor) -> Tensor:
+        return self._form.velocity(as_time(t), state[0], state[1])
+
+    def extra_repr(self) -> str:
+        exact = f", exact={self.exact}" if self.form == "dae" else ""
+        return (
+            f"r={self.r:g}, form={self.form!r}{exact}, variant={self.variant!r}, "
+            f"{super().extra_repr()}"
+        )

@@ -1,0 +1,171 @@
+"""NeuralODE, SolveStats, Solution, and per-sample stepping."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from problems import F64, Field, gradients, models, relative_error
+from torch import nn
+
+import pyjuliaode as pjo
+
+
+@pytest.mark.parametrize("name", models())
+def test_every_model_trains_as_a_layer(name):
+    """Ten steps of Adam lower the loss, with statistics of both directions."""
+    dynamics = models()[name]
+    model = pjo.NeuralODE(dynamics, (1.0, 2.0), pjo.Solver("dopri5", 1e-5, 1e-5))
+    h0, target = torch.randn(16, 2, dtype=F64), torch.randn(16, 2, dtype=F64)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = (model(h0)[:, :2] - target).square().mean()
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        assert model.stats.nfe_forward > 0
+        assert model.stats.nfe_backward > 0
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+def test_two_times_return_the_last_state_and_more_return_all():
+    model = pjo.NeuralODE(pjo.HBNODE(Field()).to(F64))
+    h0 = torch.randn(5, 2, dtype=F64)
+    assert model(h0).shape == (5, 2)
+    assert model(h0, t=[0.0, 0.5, 1.0]).shape == (3, 5, 2)
+    assert torch.allclose(model(h0, t=[0.0, 0.5, 1.0])[-1], model(h0), atol=1e-5)
+
+
+def test_a_bare_field_becomes_a_node():
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
+    model = pjo.NeuralODE(net)
+    assert isinstance(model.dynamics, pjo.NODE)
+    assert model(torch.randn(3, 2)).dtype == torch.float32
+
+
+def test_initial_velocity_and_time_can_be_given_at_the_call():
+    model = pjo.NeuralODE(pjo.HBNODE(Field()).to(F64))
+    h0 = torch.randn(5, 2, dtype=F64)
+    dh0 = torch.randn(5, 2, dtype=F64, requires_grad=True)
+    h1 = model(h0, dh0=dh0)
+    assert not torch.allclose(h1, model(h0))
+    h1.sum().backward()
+    assert float(dh0.grad.abs().max()) > 0
+
+
+def test_layers_are_copied_pickled_and_restored():
+    model = pjo.NeuralODE(pjo.HBNODE(Field()).to(F64))
+    h0 = torch.randn(5, 2, dtype=F64)
+    with torch.no_grad():
+        wanted = model(h0)
+    other = pjo.NeuralODE(pjo.HBNODE(Field()).to(F64))
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(other(h0), wanted)
+        assert torch.equal(copy.deepcopy(model)(h0), wanted)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(h0), wanted)
+    assert "dopri5" in repr(pjo.NeuralODE(Field(), solver=pjo.Solver("dopri5")))
+
+
+def test_fewer_than_two_times_are_refused():
+    with pytest.raises(pjo.InvalidArgumentError, match="at least two times"):
+        pjo.NeuralODE(Field(), t=[0.0])
+
+
+def test_images_of_any_shape_pass_through():
+    model = pjo.NeuralODE(pjo.SONODE(nn.Conv2d(4, 2, 3, padding=1)))
+    x = torch.randn(3, 2, 8, 8, requires_grad=True)
+    y = model(x)
+    assert y.shape == x.shape
+    y.square().mean().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_statistics_of_a_solve():
+    calls = 0
+
+    def f(t, y):
+        nonlocal calls
+        calls += 1
+        return torch.sin(20 * t) * y
+
+    t = torch.tensor([0.0, 3.0], dtype=F64)
+    s = pjo.solve(f, torch.ones(1, dtype=F64), t, pjo.Solver("dopri5", 1e-8, 1e-8))
+    stats = s.stats
+    assert stats.nfe_forward == calls == 2 + 6 * (stats.n_accepted + stats.n_rejected)
+    assert (stats.method, stats.adjoint, stats.backend) == ("dopri5", "direct", "torch")
+    assert stats.retcode is s.retcode is pjo.Retcode.SUCCESS
+    assert len(s.step_t) == stats.n_accepted + 1
+    assert stats.seconds > 0
+
+
+def test_per_sample_steps_are_as_accurate_and_independent_of_the_company():
+    """A sample's result does not depend on a stiff neighbour; its gradient agrees with direct."""
+    rate = torch.tensor([[-1.0], [-60.0], [0.5]], dtype=F64)
+
+    def f(t, y):
+        return rate[: y.shape[0]] * y + torch.sin(t)
+
+    t = torch.tensor([0.0, 0.4, 1.0], dtype=F64)
+    y0 = torch.ones(3, 1, dtype=F64, requires_grad=True)
+    own = pjo.Solver("dopri5", 1e-8, 1e-8, options={"per_sample": True})
+    joint = pjo.Solver("dopri5", 1e-10, 1e-10)
+    together = pjo.solve(f, y0, t, own).y
+    alone = pjo.solve(f, y0[:1], t, own).y
+    assert torch.equal(together[:, :1], alone)
+    exact = pjo.solve(f, y0, t, joint).y
+    assert float((together - exact).abs().max().detach()) < 1e-6  # 100 tol
+    error = relative_error(gradients(together, [y0]), gradients(exact, [y0]))
+    assert error < 1e-6
+
+
+@pytest.mark.parametrize("name", ["hbnode", "sonode", "nesterovnode", "gnesterovnode"])
+def test_per_sample_stepping_works_for_dynamics(name):
+    dynamics = models()[name]
+    h0 = torch.randn(6, 2, dtype=F64)
+    joint = pjo.NeuralODE(dynamics, (1.0, 2.0), pjo.Solver("tsit5", 1e-9, 1e-9))
+    options = {"per_sample": True}
+    own = pjo.NeuralODE(dynamics, (1.0, 2.0), pjo.Solver("tsit5", 1e-9, 1e-9, options=options))
+    assert float((joint(h0) - own(h0)).abs().max().detach()) < 1e-7
+
+
+def test_per_sample_backward_in_time_and_its_refusals():
+    y0 = torch.ones(4, 1, dtype=F64)
+    own = pjo.Solver("tsit5", 1e-9, 1e-9, options={"per_sample": True})
+    y = pjo.solve(lambda t, y: y * torch.cos(t), y0, torch.tensor([2.0, 1.0, 0.0]), own).y
+    exact = torch.exp(torch.sin(torch.tensor([2.0, 1.0, 0.0], dtype=F64)))
+    exact = exact / exact[0]
+    assert float((y[:, 0, 0] - exact).abs().max()) < 1e-7
+    with pytest.raises(pjo.UnsupportedError, match="adaptive method"):
+        pjo.solve(lambda t, y: y, y0, [0.0, 1.0],
+                  pjo.Solver("dopri8", options={"per_sample": True}))
+    with pytest.raises(pjo.InvalidArgumentError, match="batch_dim 3"):
+        pjo.solve(lambda t, y: y, y0, [0.0, 1.0],
+                  pjo.Solver(options={"per_sample": True, "batch_dim": 3}))
+
+
+def test_no_reference_cycle_keeps_solutions_alive():
+    """Memory of a finished solve goes with its last reference, not with the garbage collector."""
+    import gc
+    import weakref
+
+    field = Field()
+    y0 = torch.randn(2, 2, dtype=F64, requires_grad=True)
+    gc.collect()
+    gc.disable()
+    try:
+        for adjoint in ("direct", "gauss", "backsolve"):
+            for options in (None, {"checkpoint": True}):
+                solver = pjo.Solver("dopri5", adjoint=adjoint, options=options)
+                s = pjo.solve(field, y0, torch.tensor([0.0, 1.0], dtype=F64), solver)
+                s.y.sum().backward()
+                watch = weakref.ref(s.y)
+                del s
+                assert watch() is None, adjoint
+    finally:
+        gc.enable()
