@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,8 +96,7 @@ def _solve_event(
         head = problem.t.detach()[: len(times) - 1].to(torch.float64)
         before = problem.t[: len(times) - 1].to(torch.float64) if problem.t.requires_grad else head
         t = torch.cat([before, before.new_tensor([t_event])])
-        upto = Problem(problem.func, problem.y0, t, times, problem.structure, problem.params,
-                       problem.explicit_params)
+        upto = replace(problem, t=t, times=times)
         again = backend.solve(upto, solver, adjoint)
         again.stats.nfe_forward += found.stats.nfe_forward
         rows = again.y

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,8 +78,7 @@ class Problem:
         t: the requested times as the user gave them, shape (T,), strictly monotone.
         times: the same as Python floats.
         structure: how the flat state maps to the user's.
-        params: tensors for which a continuous adjoint computes gradients.
-        explicit_params: whether the user named ``params``.
+        explicit_params: the tensors that the user named for a continuous adjoint, or None.
     """
 
     func: Callable[[Tensor, State], State]
@@ -86,8 +86,15 @@ class Problem:
     t: Tensor
     times: list[float]
     structure: Structure
-    params: tuple[Tensor, ...] = ()
-    explicit_params: bool = False
+    explicit_params: tuple[Tensor, ...] | None = None
+
+    @cached_property
+    def params(self) -> tuple[Tensor, ...]:
+        """Tensors for which a continuous adjoint computes gradients."""
+        if self.explicit_params is not None:
+            return self.explicit_params
+        found = self.func.parameters() if isinstance(self.func, nn.Module) else ()
+        return tuple(p for p in found if p.requires_grad)
 
     @property
     def time_dtype(self) -> torch.dtype:
@@ -117,14 +124,10 @@ class Problem:
         structure = Structure(y0)
         flat = structure.pack(y0)
         t = _check_times(t, flat, single_time)
-        if params is None:
-            found = func.parameters() if isinstance(func, nn.Module) else ()
-            tensors = tuple(p for p in found if p.requires_grad)
-        else:
-            tensors = _check_params(params)
+        named = None if params is None else _check_params(params)
         times = t.detach().tolist()
         _check_monotone(times, single_time)
-        return cls(func, flat, t, times, structure, tensors, params is not None)
+        return cls(func, flat, t, times, structure, named)
 
 
 def _check_params(params: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class RHS:
 
     def __init__(self, problem: Problem):
         self.func = problem.func
-        self.params = problem.params
+        self._problem = problem
         self.structure = problem.structure
         self.time_dtype = problem.time_dtype
         self.device = problem.y0.device
@@ -32,6 +32,10 @@ class RHS:
         self.n_vjp = 0
         self.inspect: Callable[[Tensor, Tensor], None] | None = None
         self._checked = False
+
+    @property
+    def params(self) -> tuple[Tensor, ...]:
+        return self._problem.params
 
     def time(self, t: Time) -> Tensor:
         """The 0-d tensor handed to the user: in the real dtype of the state, on its device."""
@@ -58,7 +62,13 @@ class RHS:
             return list(k.unbind(0))
         return list(k.view(k.shape[0], *self._shape).unbind(0))
 
-    def into(self, row: Tensor, t: float, y: Tensor) -> bool:
+    def stage_times(
+        self, t: float, h: float, c: Sequence[float], weights: Tensor
+    ) -> Sequence[Tensor]:
+        """Times t + c h of the stages, in the form that :meth:`into` takes."""
+        return torch.mul(weights, h).add_(t).unbind(0)
+
+    def into(self, row: Tensor, t: Tensor, y: Tensor) -> bool:
         """Value written into a destination; True, and nothing written, where it carries a graph.
 
         The hot path of solves without a graph: one view, one copy, nothing else.
@@ -68,8 +78,7 @@ class RHS:
             out = self(t, y).view_as(row)
             self.nfe -= 1
         else:
-            at = torch.scalar_tensor(t, dtype=self.time_dtype, device=self.device)
-            out = self.func(at, y.view(self._shape))
+            out = self.func(t, y.view(self._shape))
         if out.requires_grad and torch.is_grad_enabled():
             return True
         row.copy_(out)

@@ -96,8 +96,9 @@ def test_odeint_adjoint_needs_to_know_the_parameters():
         pjo.odeint_adjoint(decay, Y0, T)
     assert pjo.odeint_adjoint(decay, Y0, T, adjoint_params=()).shape == (2, 2, 2)
     with pytest.raises(pjo.InvalidArgumentError, match="adjoint_options"):
-        pjo.odeint_adjoint(Field(), Y0, T, method="dopri5", options={"first_step": 0.1},
-                           adjoint_method="rk4")
+        pjo.odeint_adjoint(
+            Field(), Y0, T, method="dopri5", options={"first_step": 0.1}, adjoint_method="rk4"
+        )
 
 
 def test_combinations_that_do_not_exist_name_one_that_does():
@@ -109,12 +110,20 @@ def test_combinations_that_do_not_exist_name_one_that_does():
     with pytest.raises(pjo.UnsupportedError, match="adjoint='backsolve'"):
         pjo.solve(Field(), y0, T, pjo.Solver("scipy_solver", adjoint="direct"))
     with pytest.raises(pjo.UnsupportedError, match="history"):
-        pjo.solve(Field(), y0, T, pjo.Solver("explicit_adams", adjoint="direct", dt=0.1,
-                                             options={"checkpoint": True}))
+        pjo.solve(
+            Field(),
+            y0,
+            T,
+            pjo.Solver("explicit_adams", adjoint="direct", dt=0.1, options={"checkpoint": True}),
+        )
+    rate = torch.ones((), dtype=F64, requires_grad=True)
     with pytest.raises(pjo.InvalidArgumentError, match=r"torch\.nn\.Module"):
-        rate = torch.ones((), dtype=F64, requires_grad=True)
-        pjo.solve(lambda t, y: -rate * y, y0, T,
-                  pjo.Solver(adjoint="direct", options={"checkpoint": True}))
+        pjo.solve(
+            lambda t, y: -rate * y,
+            y0,
+            T,
+            pjo.Solver(adjoint="direct", options={"checkpoint": True}),
+        )
 
 
 def test_a_non_finite_field_is_reported_with_its_time():
@@ -124,8 +133,11 @@ def test_a_non_finite_field_is_reported_with_its_time():
     with pytest.raises(pjo.SolverError) as caught:
         pjo.odeint(explodes, torch.ones(1, dtype=F64), torch.tensor([0.0, 0.5, 2.0], dtype=F64))
     error = caught.value
-    assert error.retcode in (pjo.Retcode.DT_LESS_THAN_MIN, pjo.Retcode.UNSTABLE,
-                             pjo.Retcode.MAX_ITERS)
+    assert error.retcode in (
+        pjo.Retcode.DT_LESS_THAN_MIN,
+        pjo.Retcode.UNSTABLE,
+        pjo.Retcode.MAX_ITERS,
+    )
     assert "at t = " in str(error)
     assert error.solution.t.tolist() == [0.0, 0.5]
     assert abs(float(error.solution.y[-1]) - 2.0) < 1e-5

@@ -266,8 +266,9 @@ def test_exceptions_of_the_field_come_out_as_themselves_from_backward():
 
     field = Fragile()
     y0 = torch.ones(1, dtype=F64, requires_grad=True)
-    y = pjo.solve(field, y0, torch.tensor([0.0, 1.0], dtype=F64), solver("backsolve", 1e-6),
-                  params=[]).y
+    y = pjo.solve(
+        field, y0, torch.tensor([0.0, 1.0], dtype=F64), solver("backsolve", 1e-6), params=[]
+    ).y
     field.broken = True
     with pytest.raises(KeyError, match="from the field"):
         y.sum().backward()

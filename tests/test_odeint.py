@@ -127,7 +127,11 @@ def test_seminorm_takes_the_parameters_out_of_the_error_norm():
                 return self.field(t, y)
 
         y = pjo.odeint_adjoint(
-            Counted(), y0, t, rtol=1e-6, atol=1e-6,
+            Counted(),
+            y0,
+            t,
+            rtol=1e-6,
+            atol=1e-6,
             adjoint_options={"adjoint": "backsolve", "norm": norm},
         )
         evaluations = 0
@@ -159,8 +163,12 @@ def test_callbacks_count_the_steps_forward_and_backward():
             self._add("accept_adjoint")
 
     field, y0 = Watched(), torch.randn(3, 2, dtype=F64)
-    s = pjo.solve(field, y0, torch.tensor([0.0, 2.0], dtype=F64), pjo.Solver("dopri5", 1e-9, 1e-9,
-                  adjoint="gauss"))
+    s = pjo.solve(
+        field,
+        y0,
+        torch.tensor([0.0, 2.0], dtype=F64),
+        pjo.Solver("dopri5", 1e-9, 1e-9, adjoint="gauss"),
+    )
     assert field.count["accept"] == s.stats.n_accepted
     assert field.count.get("reject", 0) == s.stats.n_rejected
     assert field.count["step"] == s.stats.n_accepted + s.stats.n_rejected
@@ -254,7 +262,10 @@ def test_the_first_of_several_events_ends_the_solve():
 
 def test_events_backward_in_time():
     t_event, _ = pjo.odeint_event(
-        lambda t, y: -y, torch.ones(1, dtype=F64), 0.0, event_fn=lambda t, y: y - 2.0,
+        lambda t, y: -y,
+        torch.ones(1, dtype=F64),
+        0.0,
+        event_fn=lambda t, y: y - 2.0,
         reverse_time=True,
     )
     assert abs(float(t_event) + math.log(2.0)) < 1e-7
@@ -290,8 +301,14 @@ def test_adjoint_settings_of_their_own():
     y0 = torch.randn(2, 2, dtype=F64, requires_grad=True)
     t = torch.tensor([0.0, 1.0], dtype=F64)
     y = pjo.odeint_adjoint(
-        field, y0, t, rtol=1e-9, atol=1e-9, adjoint_method="rk4",
-        adjoint_options={"step_size": 0.01}, adjoint_rtol=1e-8,
+        field,
+        y0,
+        t,
+        rtol=1e-9,
+        atol=1e-9,
+        adjoint_method="rk4",
+        adjoint_options={"step_size": 0.01},
+        adjoint_rtol=1e-8,
     )
     found = gradients(y, [y0, *field.parameters()])
     wanted = gradients(pjo.odeint(field, y0, t, rtol=1e-9, atol=1e-9), [y0, *field.parameters()])

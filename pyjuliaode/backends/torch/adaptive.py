@@ -37,9 +37,7 @@ class AdaptiveRK:
         self.stops = sorted({*stops, *sides.jumps})
         self.h: float | None = None  # the size that the controller wants next
 
-    def steps(
-        self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None
-    ) -> Iterator[Step]:
+    def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[Step]:
         """Yield accepted steps from t0 to t1; raise :class:`StepFailure` where there are none."""
         direction = 1.0 if t1 > t0 else -1.0
         if f0 is None:

@@ -94,9 +94,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
         options = dict(task.run_options)
         options["dense"] = options.get("dense", False) or task.adjoint.kind != "backsolve"
         y0 = y0.detach().clone()
-        trace = run(
-            task.plan, task.problem, task.rhs, y0, None, task.stats, graph=False, **options
-        )
+        trace = run(task.plan, task.problem, task.rhs, y0, None, task.stats, graph=False, **options)
         rows = torch.stack(trace.rows)
         ctx.problem, ctx.adjoint, ctx.stats = task.problem, task.adjoint, task.stats
         ctx.dense = trace.dense
@@ -127,7 +125,6 @@ class _Sweep:
         self.dense: DenseOutput | None = ctx.dense
         self.rows, self.grad, self.params = rows, grad, params
         self.rhs = RHS(self.problem)
-        self.rhs.params = tuple(params)
         self.steps_taken = SolveStats()
         self.rhs.inspect = _lost_gradient_check(self.problem, self.rhs)
         like = rows[0]
@@ -149,8 +146,9 @@ class _Sweep:
         if self.adjoint.relative_atol and not self.has_y:
             size = max((rms(g) for g in self.grad), default=0.0)
             atol = atol * size if size > 0 else atol
-        return replace(plan, atol=self._extended(atol), rtol=self._extended(plan.rtol),
-                       norm=self._norm())
+        return replace(
+            plan, atol=self._extended(atol), rtol=self._extended(plan.rtol), norm=self._norm()
+        )
 
     def _extended(self, tol: float | Tensor) -> float | Tensor:
         """A tolerance per state element, continued over the parts of the adjoint state."""
@@ -166,9 +164,14 @@ class _Sweep:
         last = -1 if norm == "seminorm" or sizes[-1] == 0 else len(sizes)
         if len(sizes) == 2 and last == -1:
             return lambda z: rms(z[: sizes[0]])
-        return lambda z: float(torch.stack(
-            [torch.linalg.vector_norm(x) / max(x.numel(), 1) ** 0.5 for x in z.split(sizes)[:last]]
-        ).max())
+        return lambda z: float(
+            torch.stack(
+                [
+                    torch.linalg.vector_norm(x) / max(x.numel(), 1) ** 0.5
+                    for x in z.split(sizes)[:last]
+                ]
+            ).max()
+        )
 
     def _as_user_tuple(self, z: Tensor) -> tuple[Any, ...]:
         """(t, y, adj_y, *adj_params), as torchdiffeq hands it to an adjoint norm."""
@@ -259,6 +262,9 @@ class _AdjointField:
     def destinations(self, k: Tensor) -> list[Tensor]:
         return list(k.unbind(0))
 
+    def stage_times(self, t: float, h: float, c: Sequence[float], _: Tensor) -> list[float]:
+        return [t + x * h for x in c]
+
     def into(self, row: Tensor, t: float, z: Tensor) -> bool:
         row.copy_(self(t, z))
         return False
@@ -286,7 +292,7 @@ def _inner(g: Tensor, f: Tensor) -> Tensor:
 
 def _lost_gradient_check(problem: Problem, rhs: RHS) -> Callable[[Tensor, Tensor], None] | None:
     """Once for a function: warn of tensors that require a gradient and are reached, not listed."""
-    if problem.explicit_params or _seen_leaves.get(problem.func, "leaves") is not None:
+    if problem.explicit_params is not None or _seen_leaves.get(problem.func, "leaves") is not None:
         return None
 
     def check(out: Tensor, y: Tensor) -> None:

@@ -86,7 +86,6 @@ class Control:
         self.max_steps, self.first_step = max_steps, first_step
         self.min_step, self.max_step = float(min_step), float(max_step)
         self.safety, self.ifactor, self.dfactor = float(safety), float(ifactor), float(dfactor)
-        self._plain = not (isinstance(rtol, Tensor) or isinstance(atol, Tensor))
         self._before: tuple[Tensor, Tensor] | None = None
 
     def ratio(self, error: Tensor, h: float, y0: Tensor, y1: Tensor) -> float:
@@ -99,10 +98,7 @@ class Control:
         abs1 = (y1.detach() if y1.requires_grad else y1).abs()
         self._before, self._rejected = (y1, abs1), (y0, abs0)
         largest = torch.maximum(abs0, abs1)
-        if self._plain:
-            scale = largest.mul_(self.rtol).add_(self.atol)
-        else:
-            scale = largest * self.rtol + self.atol
+        scale = largest.mul_(self.rtol).add_(self.atol)
         return abs(h) * self.norm(error.div_(scale))
 
     def rejected(self) -> None:

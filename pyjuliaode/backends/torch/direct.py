@@ -85,9 +85,7 @@ def run_replay(
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, task: ReplayTask, y0: Tensor, t: Tensor, *params: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, task: ReplayTask, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
         options = dict(task.run_options)
         rhs = options.pop("rhs")
         y0 = y0.detach().clone()
@@ -135,8 +133,9 @@ def _replay_backward(
             y = ctx.step_y[i].detach().requires_grad_()
             step = _repeat(rhs, plan, clock, t0, t1, y, close=bool(inside) and not plan.linear)
             outputs = [step.y1]
-            outputs += [state_at(step, times[j], clock.get(times[j], times[j]), plan.linear)
-                        for j in inside]
+            outputs += [
+                state_at(step, times[j], clock.get(times[j], times[j]), plan.linear) for j in inside
+            ]
         cotangents = [cotangent, *(grad[j] for j in inside)]
         found = torch.autograd.grad(outputs, [y, *inputs], cotangents, allow_unused=True)
         cotangent = found[0]

@@ -213,5 +213,3 @@ def adams_weights(nodes: tuple[float, ...]) -> tuple[float, ...]:
     s = torch.tensor(nodes, dtype=torch.float64)
     m = torch.arange(len(nodes), dtype=torch.float64)
     return tuple(torch.linalg.solve(s[None, :] ** m[:, None], 1.0 / (m + 1)).tolist())
-
-

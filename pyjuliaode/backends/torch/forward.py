@@ -83,9 +83,10 @@ def run(
 ) -> Trace:
     """Integrate over ``problem.times``; ``f0`` is the slope at y0 where it is already known.
 
-    ``land`` makes the steps end on the requested times (methods without an interpolant always do):
-    then the derivative with respect to a requested time is that of a step, not of the interpolant,
-    which is one order worse. ``watch`` is called after every accepted step and may raise to stop the run.
+    ``land`` makes the steps end on the requested times, as methods without an interpolant always
+    do: then the derivative with respect to a requested time is that of a step, not of the
+    interpolant, which is one order worse. ``watch`` is called after every accepted step and may
+    raise to stop the run.
     """
     times = problem.times
     direction = 1.0 if times[-1] >= times[0] else -1.0

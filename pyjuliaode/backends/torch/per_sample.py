@@ -81,9 +81,7 @@ def _check(problem: Problem, plan: Plan, solver: Solver) -> _Batch:
 
 
 class _Loop:
-    def __init__(
-        self, problem: Problem, plan: Plan, rhs: RHS, batch: _Batch, stats: SolveStats
-    ):
+    def __init__(self, problem: Problem, plan: Plan, rhs: RHS, batch: _Batch, stats: SolveStats):
         self.problem, self.plan, self.rhs, self.batch, self.stats = problem, plan, rhs, batch, stats
         self.control = plan.control()
         self.sign = 1.0 if problem.times[-1] > problem.times[0] else -1.0

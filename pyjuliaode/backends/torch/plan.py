@@ -180,5 +180,3 @@ def user_norm(norm: Callable[[Any], Any] | None, unpack: Callable[[Tensor], Any]
     if norm is None:
         return rms
     return lambda x: float(norm(unpack(x)))
-
-

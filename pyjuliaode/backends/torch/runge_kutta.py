@@ -155,7 +155,7 @@ class BufferedStepper(Stepper):
         kt = k.t()
         self.kt = [kt.narrow(1, 0, i) for i in range(tableau.rows + 1)]
         targets = rhs.destinations(k)
-        self._stages = list(zip(tableau.c[1:], self.w.a, self.kt[1:], targets[1:], strict=False))
+        self._stages = list(zip(self.w.a, self.kt[1:], targets[1:], strict=False))
 
     def start(self, slope: Tensor) -> None:
         if slope.requires_grad and torch.is_grad_enabled():
@@ -164,11 +164,14 @@ class BufferedStepper(Stepper):
 
     def trial(self, t: float, t1: float, h: Time, y: Tensor, t_end: Time | None = None) -> Tensor:
         into, addmv, yi = self.rhs.into, torch.addmv, y
-        end = t1 if t_end is None else t_end
         self._has_f1 = False
-        for c, a, kt, target in self._stages:
+        times = self.rhs.stage_times(t, h, self.tableau.c[1:], self.w.c)
+        if t_end is not None:
+            end = self.rhs.time(t_end)
+            times = [end if c == 1.0 else x for c, x in zip(self.tableau.c[1:], times, strict=True)]
+        for (a, kt, target), at in zip(self._stages, times, strict=False):
             yi = addmv(y, kt, a, alpha=h)
-            if into(target, end if c == 1.0 else t + c * h, yi):
+            if into(target, at, yi):
                 raise NeedsGraph
         if self.tableau.fsal:
             return yi

@@ -22,6 +22,7 @@ class Weights(NamedTuple):
 
     a: tuple[Tensor, ...]
     b: Tensor
+    c: Tensor  # without c[0] = 0, real
     error: Tensor | None
     interpolant: Tensor | None
 
@@ -86,6 +87,7 @@ def _weights(tab: Tableau, dtype: torch.dtype, device: torch.device) -> Weights:
     return Weights(
         tuple(tensor(row) for row in tab.a),
         tensor(tab.b),
+        tensor(tab.c[1:]).real if dtype.is_complex else tensor(tab.c[1:]),
         None if tab.error is None else tensor(tab.error),
         None if tab.interpolant is None else tensor(tab.interpolant),
     )
@@ -372,7 +374,5 @@ DOPRI8 = Tableau(
     error=tuple(b - low for b, low in zip(_DOPRI8_B, _DOPRI8_LOW, strict=True)),
 )
 
-ADAPTIVE = {
-    tab.name: tab for tab in (DOPRI5, TSIT5, BOSH3, FEHLBERG2, ADAPTIVE_HEUN, DOPRI8)
-}
+ADAPTIVE = {tab.name: tab for tab in (DOPRI5, TSIT5, BOSH3, FEHLBERG2, ADAPTIVE_HEUN, DOPRI8)}
 FIXED = {tab.name: tab for tab in (EULER, MIDPOINT, HEUN2, HEUN3, RK4)}

@@ -1,0 +1,52 @@
+"""What every test relies on: one thread, fixed seeds, and honest skips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import pyjuliaode
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-julia",
+        action="store_true",
+        help="a missing Julia is an error of the tests marked julia, not a reason to skip them",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Small problems: more threads only add noise, and leave none for tests that run beside.
+    torch.set_num_threads(1)
+
+
+def missing_julia() -> str | None:
+    """What the Julia backend lacks on this machine, or None. Starts and downloads nothing."""
+    return pyjuliaode.backends()["julia"]["missing"]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("julia") and (missing := missing_julia()):
+        if item.config.getoption("--require-julia"):
+            pytest.fail(f"--require-julia was given, but {missing}", pytrace=False)
+        pytest.skip(missing)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random numbers in every test, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def float64() -> Iterator[torch.dtype]:
+    """float64 as torch's default dtype for one test: modules made in it are float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield torch.float64
+    torch.set_default_dtype(before)

@@ -1,0 +1,126 @@
+"""The data: shapes, ranges, determinism, and refusal of what is not the record asked for."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+
+import pytest
+import torch
+
+from pyjuliaode.data import digits, duffing, point_cloud, silverbox
+from pyjuliaode.errors import InvalidArgumentError
+
+silverbox_module = importlib.import_module("pyjuliaode.data.silverbox")
+
+
+@pytest.mark.parametrize("protocol", ["heavy-ball", "nesterov"])
+def test_cloud_is_a_disc_inside_an_annulus(protocol):
+    points, labels = point_cloud(40, 80, protocol=protocol, seed=3)
+    radius = points.double().norm(dim=1)
+    assert points.shape == (120, 2)
+    assert labels.shape == (120, 1)
+    assert (radius[:40] <= 0.5 + 1e-6).all()
+    assert ((radius[40:] >= 0.85 - 1e-6) & (radius[40:] <= 1 + 1e-6)).all()
+    assert labels.flatten().tolist() == [-1.0] * 40 + [1.0] * 80
+
+
+def test_cloud_is_a_function_of_its_seed():
+    assert torch.equal(point_cloud(seed=1).points, point_cloud(seed=1).points)
+    assert not torch.equal(point_cloud(seed=1).points, point_cloud(seed=2).points)
+
+
+def test_heavy_ball_cloud_is_uniform_in_area_and_the_nesterov_one_is_not():
+    # In the annulus, the share of area below r = 0.925 is (0.925^2 - 0.85^2) / (1 - 0.85^2);
+    # the other formula has P = ((0.925 - 0.85) / 0.15)^2 = 1/4. 5 standard deviations of 20,000.
+    share = (0.925**2 - 0.85**2) / (1 - 0.85**2)
+    for protocol, expected in (("heavy-ball", share), ("nesterov", 0.25)):
+        radius = point_cloud(0, 20_000, protocol=protocol).points.norm(dim=1)
+        assert (radius < 0.925).double().mean().item() == pytest.approx(expected, abs=0.018)
+
+
+def test_cloud_refuses_what_it_does_not_know():
+    with pytest.raises(InvalidArgumentError, match="heavy-ball"):
+        point_cloud(protocol="heavy_ball")
+    with pytest.raises(InvalidArgumentError, match="negative"):
+        point_cloud(n_inner=-1)
+
+
+def test_digits_are_images_between_0_and_1_with_every_class_held_out():
+    data = digits(seed=0)
+    assert data.train_x.shape == (1437, 1, 8, 8)
+    assert data.test_x.shape == (360, 1, 8, 8)
+    assert data.train_x.min() == 0
+    assert data.train_x.max() == 1
+    counts = torch.bincount(data.test_y, minlength=10)
+    assert counts.min() >= 34
+    assert torch.equal(digits(seed=0).test_x, data.test_x)
+    assert not torch.equal(digits(seed=1).test_x, data.test_x)
+
+
+def test_duffing_solves_its_equation_and_bears_its_own_name():
+    from scipy.integrate import solve_ivp
+
+    record = duffing(60, seed=5, harmonics=1)
+    assert record.name == "generated Duffing oscillator"
+    # one sine: its phase can be read off the samples u(0) and u(1)
+    omega, amplitude = 2 * torch.pi * 0.2, 2**0.5
+    u0, u1 = (record.u[:2] / amplitude).tolist()
+    sin, cos = torch.sin(torch.tensor(omega)).item(), torch.cos(torch.tensor(omega)).item()
+    phase = torch.atan2(torch.tensor(u0), torch.tensor((u1 - u0 * cos) / sin)).item()
+
+    def rhs(t, state):
+        x, v = state
+        force = amplitude * torch.sin(torch.tensor(omega * t + phase, dtype=torch.float64)).item()
+        return [v, -0.5 * x - 0.05 * x**3 - 0.1 * v + 0.5 * force]
+
+    exact = solve_ivp(rhs, (0, 59), [0, 0], t_eval=range(60), rtol=1e-10, atol=1e-10).y[0]
+    # the phase is read off in float32: 1e-5
+    assert torch.allclose(record.y, torch.from_numpy(exact), atol=1e-4)
+
+
+def test_silverbox_without_a_folder_says_where_to_get_it(monkeypatch):
+    monkeypatch.delenv("PYJULIAODE_DATA", raising=False)
+    with pytest.raises(InvalidArgumentError, match=r"nonlinearbenchmark\.org"):
+        silverbox()
+
+
+def test_silverbox_in_an_empty_folder_says_where_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYJULIAODE_DATA", str(tmp_path))
+    with pytest.raises(InvalidArgumentError, match=r"SNLS80mV\.csv.*nonlinearbenchmark\.org"):
+        silverbox()
+
+
+def _write_record(folder, rows, compress):
+    text = '"V1","V2",\n' + "".join(f"{i * 1e-3:g},{i * 2e-3:g},\n" for i in range(rows)) + "\n"
+    if compress:
+        (folder / "SNLS80mV.csv.gz").write_bytes(gzip.compress(text.encode()))
+    else:
+        (folder / "SNLS80mV.csv").write_text(text)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_silverbox_reads_plain_and_compressed_files(monkeypatch, tmp_path, compress):
+    _write_record(tmp_path, 20, compress)
+    values = torch.arange(20, dtype=torch.float64)
+    monkeypatch.setattr(silverbox_module, "N_SAMPLES", 20)
+    parsed = silverbox_module._parse(silverbox_module._find(tmp_path))
+    monkeypatch.setattr(silverbox_module, "SHA256", silverbox_module._digest(parsed))
+    record = silverbox(tmp_path)
+    assert torch.allclose(record.u, values * 1e-3)
+    assert torch.allclose(record.y, values * 2e-3)
+
+
+def test_silverbox_refuses_another_number_of_rows_and_other_values(monkeypatch, tmp_path):
+    _write_record(tmp_path, 20, compress=False)
+    with pytest.raises(InvalidArgumentError, match=r"20 rows.*131,072"):
+        silverbox(tmp_path)
+    monkeypatch.setattr(silverbox_module, "N_SAMPLES", 20)
+    with pytest.raises(InvalidArgumentError, match="other values"):
+        silverbox(tmp_path)
+
+
+def test_silverbox_refuses_a_file_that_is_no_table(tmp_path):
+    (tmp_path / "SNLS80mV.csv.gz").write_bytes(b"not gzip")
+    with pytest.raises(InvalidArgumentError, match="cannot read"):
+        silverbox(tmp_path)
