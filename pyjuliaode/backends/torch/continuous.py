@@ -144,7 +144,7 @@ class _Sweep:
         plan = self.adjoint.plan
         atol = plan.atol
         if self.adjoint.relative_atol and not self.has_y:
-            size = max((rms(g) for g in self.grad), default=0.0)
+            size = float(self.grad.abs().square().mean(dim=1).max().sqrt())
             atol = atol * size if size > 0 else atol
         return replace(
             plan, atol=self._extended(atol), rtol=self._extended(plan.rtol), norm=self._norm()

@@ -46,8 +46,7 @@ class DenseOutput:
         i = self.segment(t)
         theta = (t - self.bounds[i]) / self.h[i]
         q = self.q[i]
-        powers = torch.tensor(powers_of(theta, q.shape[1]), dtype=q.dtype, device=q.device)
-        return torch.addmv(self.y[i], q, powers)
+        return torch.addmv(self.y[i], q, powers_of(theta, q.shape[1], q.dtype, q.device))
 
 
 class RestepOutput(DenseOutput):

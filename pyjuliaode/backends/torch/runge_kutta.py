@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -134,13 +135,15 @@ def restep(stepper: Stepper, t0: float, y0: Tensor, t: Time) -> Tensor:
     return fresh.trial(t0, t, t - t0, y0)
 
 
-def powers_of(theta: float, degree: int) -> list[float]:
-    """[θ, θ², ..., θ^degree]."""
-    out, p = [], 1.0
-    for _ in range(degree):
-        p *= theta
-        out.append(p)
-    return out
+def powers_of(theta: float, degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[θ, θ², ..., θ^degree] on the device, without waiting for it."""
+    return torch.pow(theta, _exponents(degree, dtype, device)).to(dtype)
+
+
+@lru_cache(maxsize=64)
+def _exponents(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    real = torch.empty((), dtype=dtype).abs().dtype
+    return torch.arange(1, degree + 1, dtype=real, device=device)
 
 
 class BufferedStepper(Stepper):
@@ -188,7 +191,7 @@ class BufferedStepper(Stepper):
 
     def extend(self, y0: Tensor, h: Time, theta: Time) -> Tensor:
         p = self.w.interpolant
-        powers = torch.tensor(powers_of(theta, p.shape[1]), dtype=p.dtype, device=p.device)
+        powers = powers_of(theta, p.shape[1], p.dtype, p.device)
         return torch.addmv(y0, self.kt[self.tableau.rows], torch.mv(p, powers), alpha=h)
 
     def polynomial(self, h: float) -> Tensor:
@@ -242,11 +245,10 @@ class GraphStepper(Stepper):
     def extend(self, y0: Tensor, h: Time, theta: Time) -> Tensor:
         p = self.tableau.interpolant
         if isinstance(theta, Tensor):
-            p = torch.tensor(p, dtype=torch.float64, device=theta.device).to(theta.dtype)
-            exponents = torch.arange(1, p.shape[1] + 1, device=theta.device, dtype=theta.dtype)
-            weights = (p @ theta**exponents).to(y0.dtype)
-            return y0 + h * (torch.stack(self.k, dim=-1) @ weights)
-        powers = powers_of(theta, len(p[0]))
+            matrix = self.tableau.weights(theta.dtype, theta.device).interpolant
+            powers = theta ** _exponents(matrix.shape[1], theta.dtype, theta.device)
+            return y0 + h * (torch.stack(self.k, dim=-1) @ (matrix @ powers).to(y0.dtype))
+        powers = [theta ** (j + 1) for j in range(len(p[0]))]
         weights = [sum(x * q for x, q in zip(row, powers, strict=True)) for row in p]
         return combine(y0, h, weights, self.k)
 
