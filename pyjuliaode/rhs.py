@@ -68,6 +68,8 @@ class RHS:
         """Times t + c h of the stages, in the form that :meth:`into` takes."""
         return torch.mul(weights, h).add_(t).unbind(0)
 
+    end_time = time
+
     def into(self, row: Tensor, t: Tensor, y: Tensor) -> bool:
         """Value written into a destination; True, and nothing written, where it carries a graph.
 

@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ...rhs import RHS
+from ...rhs import Time
 
-_NAMES = ("callback_step", "callback_accept_step", "callback_reject_step")
+STEP, ACCEPT, REJECT = "callback_step", "callback_accept_step", "callback_reject_step"
 
 
 class Callbacks:
     """Calls ``func.callback_step(t, y, dt)`` and its accept and reject forms where they exist."""
 
-    def __init__(self, rhs: RHS, found: dict[str, Any]):
-        self.rhs, self.found = rhs, found
+    def __init__(
+        self,
+        found: Mapping[str, Callable[..., Any]],
+        time: Callable[[Time], Tensor],
+        unpack: Callable[[Tensor], Any],
+    ):
+        self.found, self.time, self.unpack = found, time, unpack
 
     @classmethod
-    def of(cls, rhs: RHS, suffix: str = "", source: Any = None) -> Callbacks | None:
-        """The callbacks of the user's function, or None where it has none."""
-        source = rhs.func if source is None else source
+    def of(
+        cls,
+        func: Any,
+        time: Callable[[Time], Tensor],
+        unpack: Callable[[Tensor], Any],
+        known: Sequence[str],
+        suffix: str = "",
+    ) -> Callbacks | None:
+        """The callbacks of ``func``, or None; warns of those that the method does not call."""
         # not getattr: where it is missing a module searches its parameters and buffers at length
-        own = getattr(source, "__dict__", ())
-        present = [n for n in _NAMES if n + suffix in own or hasattr(type(source), n + suffix)]
-        if not present:
+        own = getattr(func, "__dict__", ())
+        names = [
+            n
+            for n in (STEP, ACCEPT, REJECT)
+            if n + suffix in own or hasattr(type(func), n + suffix)
+        ]
+        if not names:
             return None
-        return cls(rhs, {n: getattr(source, n + suffix) for n in present})
+        unused = [n + suffix for n in names if n not in known]
+        if unused:
+            warnings.warn(
+                f"this method never calls {', '.join(unused)}: "
+                + ("it has no error control" if known else "its steps are SciPy's own"),
+                stacklevel=6,
+            )
+        return cls({n: getattr(func, n + suffix) for n in names if n in known}, time, unpack)
 
     def report(self, accepted: bool, t: float, y: Tensor, h: float) -> None:
         """Tell of one attempted step from (t, y) of length h."""
-        args = (self.rhs.time(t), self.rhs.structure.unpack(y), self.rhs.time(h))
-        outcome = "callback_accept_step" if accepted else "callback_reject_step"
-        for name in ("callback_step", outcome):
+        args = (self.time(t), self.unpack(y), self.time(h))
+        for name in (STEP, ACCEPT if accepted else REJECT):
             if name in self.found:
                 self.found[name](*args)

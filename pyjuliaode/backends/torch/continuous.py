@@ -134,7 +134,9 @@ class _Sweep:
         self.has_y = kind == "backsolve"
         self.sizes = ([n] if self.has_y else []) + [n, extra]
         self.plan = self._scaled_plan()
-        callbacks = Callbacks.of(self.rhs, "_adjoint", self.problem.func)
+        callbacks = Callbacks.of(
+            self.problem.func, self.rhs.time, self._for_callbacks, self.plan.callbacks, "_adjoint"
+        )
         field = _AdjointField(self)
         self.stream = self.plan.stream(
             field, self._pack(like, like), self.steps_taken, False, None, callbacks
@@ -182,6 +184,12 @@ class _Sweep:
             parts.extend(value if isinstance(value, tuple) else (value,))
         parts.extend(self._split_params(flat))
         return tuple(parts)
+
+    def _for_callbacks(self, z: Tensor) -> Any:
+        """The whole adjoint state for backsolve, else λ in the shape of the state."""
+        if self.has_y:
+            return self._as_user_tuple(z)
+        return self.problem.structure.unpack(z[: self.sizes[0]].clone())
 
     def _split_params(self, flat: Tensor) -> list[Tensor]:
         pieces = flat.split([p.numel() for p in self.params])
@@ -264,6 +272,9 @@ class _AdjointField:
 
     def stage_times(self, t: float, h: float, c: Sequence[float], _: Tensor) -> list[float]:
         return [t + x * h for x in c]
+
+    def end_time(self, t: float) -> float:
+        return t
 
     def into(self, row: Tensor, t: float, z: Tensor) -> bool:
         row.copy_(self(t, z))

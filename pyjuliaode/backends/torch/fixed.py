@@ -129,6 +129,7 @@ class Adams:
         rtol: float | Tensor,
         atol: float | Tensor,
         clock: dict[float, Tensor],
+        sides: Sides,
         max_order: int = 4,
         max_iters: int = 4,
         callbacks: Callbacks | None = None,
@@ -136,7 +137,7 @@ class Adams:
         self.rhs, self.stats, self.max_steps = rhs, stats, max_steps
         self.implicit, self.rtol, self.atol, self.clock = implicit, rtol, atol, clock
         self.max_order, self.max_iters = int(max_order), int(max_iters)
-        self.callbacks = callbacks
+        self.sides, self.callbacks = sides, callbacks
 
     def steps(
         self, y: Tensor, grid: Iterable[float], f0: Tensor | None = None
@@ -146,7 +147,8 @@ class Adams:
         slope = f0
         for t, t1 in pairwise(grid):
             if slope is None:
-                slope = self.rhs(self.clock.get(t, t), y)
+                at = self.sides.after(t, t1)
+                slope = self.rhs(self.clock.get(t, t) if at is None else at, y)
             history = [(t, slope), *history[: self.max_order - 1]]
             _count(self.stats, self.max_steps, t)
             h = t1 - t
@@ -155,9 +157,14 @@ class Adams:
             y1 = self._advance(t, t1, h, y, history)
             if self.callbacks is not None:
                 self.callbacks.report(True, t, y, t1 - t)
-            later = _Once(self.rhs, self.clock.get(t1, t1), y1)
+            later = _Once(self.rhs, self._end(t, t1), y1)
             yield HermiteStep(t, t1, h, y, y1, history[0][1], later)
-            y, slope = y1, later.value
+            y, slope = y1, None if self.sides.apart(t1) else later.value
+
+    def _end(self, t: float, t1: float) -> Time:
+        """Where the field is evaluated at the end of a step."""
+        at = self.sides.before(t, t1)
+        return self.clock.get(t1, t1) if at is None else at
 
     def _advance(
         self, t: float, t1: float, h: Time, y: Tensor, history: list[tuple[float, Tensor]]
@@ -167,24 +174,24 @@ class Adams:
         nodes = tuple(round((s - t) / (t1 - t), 10) for s, _ in history)
         slopes = [f for _, f in history]
         y1 = combine(y, h, adams_weights(nodes), slopes)
-        return self._correct(t1, h, y, y1, nodes, slopes) if self.implicit else y1
+        return self._correct(self._end(t, t1), h, y, y1, nodes, slopes) if self.implicit else y1
 
     def _starting_step(self, t: float, t1: float, h: Time, y: Tensor, slope: Tensor) -> Tensor:
         k, start = [slope], self.clock.get(t, t)
         for c, a in zip(RK4.c[1:], RK4.a, strict=True):
-            at = self.clock.get(t1, t1) if c == 1.0 else start + c * h
+            at = self._end(t, t1) if c == 1.0 else start + c * h
             k.append(self.rhs(at, combine(y, h, a, k)))
         return combine(y, h, RK4.b, k)
 
     def _correct(
-        self, t1: float, h: Time, y: Tensor, y1: Tensor, nodes: tuple, slopes: list[Tensor]
+        self, end: Time, h: Time, y: Tensor, y1: Tensor, nodes: tuple, slopes: list[Tensor]
     ) -> Tensor:
         """Fixed-point iterations of the Adams-Moulton formula of one order more."""
         weights = adams_weights((1.0, *nodes))
         known = combine(y, h, weights[1:], slopes)
         for _ in range(self.max_iters):
             before = y1
-            slope = self.rhs(self.clock.get(t1, t1), y1)
+            slope = self.rhs(end, y1)
             y1 = combine(known, h, weights[:1], [slope])
             with torch.no_grad():
                 change = (y1 - before) / (self.atol + self.rtol * y1.abs())

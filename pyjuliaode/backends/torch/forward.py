@@ -92,7 +92,8 @@ def run(
     direction = 1.0 if times[-1] >= times[0] else -1.0
     trace = Trace([y0], [times[0]], dense=_dense_output(plan, rhs, times[0], direction, dense))
     stops = times if land or not plan.has_interpolant else ()
-    stream = plan.stream(rhs, y0, stats, graph, clock, Callbacks.of(rhs), stops)
+    callbacks = Callbacks.of(problem.func, rhs.time, problem.structure.unpack, plan.callbacks)
+    stream = plan.stream(rhs, y0, stats, graph, clock, callbacks, stops)
     if plan.chooses_steps:
         steps = stream.steps(y0, times[0], times[-1], f0)
     else:

@@ -15,7 +15,7 @@ from ...errors import InvalidArgumentError, unknown_name
 from ...rhs import RHS
 from ...solution import SolveStats
 from .adaptive import AdaptiveRK
-from .callbacks import Callbacks
+from .callbacks import ACCEPT, REJECT, STEP, Callbacks
 from .control import Control, Norm, rms
 from .fixed import Adams, FixedRK
 from .runge_kutta import BufferedStepper, GraphStepper, Sides
@@ -100,6 +100,11 @@ class Plan:
         return self.kind in ("adaptive", "scipy")
 
     @property
+    def callbacks(self) -> tuple[str, ...]:
+        """The callbacks that the method calls."""
+        return {"adaptive": (STEP, ACCEPT, REJECT), "scipy": ()}.get(self.kind, (STEP,))
+
+    @property
     def has_interpolant(self) -> bool:
         """The trajectory between the steps is a polynomial of the method's order."""
         if self.kind == "adams":
@@ -151,6 +156,7 @@ class Plan:
             clock = dict(list(clock.items())[:1])
             return Adams(
                 *(rhs, stats, self.max_steps, implicit, self.rtol, self.atol, clock),
+                sides=self.sides(rhs.time_dtype),
                 callbacks=callbacks,
                 **order,
             )

@@ -67,13 +67,13 @@ class Step:
         stepper = self._stepper
         if stepper.tableau.interpolant is None:
             return restep(stepper, self.t0, self.y0, t)
-        stepper.complete(self.t1, self.y1)
+        stepper.complete(self.y1)
         theta = (t - stepper.clock.get(self.t0, self.t0)) / self.h
         return stepper.extend(self.y0, self.h, theta)
 
     def polynomial(self) -> Tensor:
         """Coefficients (N, degree) of y(θ) = y0 + Σ_j q_j θ^(j+1), detached."""
-        self._stepper.complete(self.t1, self.y1)
+        self._stepper.complete(self.y1)
         return self._stepper.polynomial(float(self.h))
 
 
@@ -89,6 +89,7 @@ class Stepper:
         self.tableau = tableau
         self.clock = clock or {}
         self._has_f1 = False
+        self._end: Time = 0.0  # where the field is evaluated at the end of the last trial
 
     def span(self, t0: float, t1: float, h: float) -> Time:
         """The step length: a tensor where one of its ends carries a gradient."""
@@ -108,10 +109,10 @@ class Stepper:
         """f(t1, y1) where it is known after a trial, else None."""
         raise NotImplementedError
 
-    def complete(self, t1: float, y1: Tensor) -> None:
+    def complete(self, y1: Tensor) -> None:
         """Make the slope f(t1, y1) known, which the continuous extension reads."""
         if self.tableau.rows > self.tableau.stages and not self._has_f1:
-            self._put_f1(self.rhs(self.clock.get(t1, t1), y1))
+            self._put_f1(self.rhs(self._end, y1))
             self._has_f1 = True
 
     def _put_f1(self, slope: Tensor) -> None:
@@ -167,10 +168,10 @@ class BufferedStepper(Stepper):
 
     def trial(self, t: float, t1: float, h: Time, y: Tensor, t_end: Time | None = None) -> Tensor:
         into, addmv, yi = self.rhs.into, torch.addmv, y
-        self._has_f1 = False
+        self._has_f1, self._end = False, t1 if t_end is None else t_end
         times = self.rhs.stage_times(t, h, self.tableau.c[1:], self.w.c)
         if t_end is not None:
-            end = self.rhs.time(t_end)
+            end = self.rhs.end_time(t_end)
             times = [end if c == 1.0 else x for c, x in zip(self.tableau.c[1:], times, strict=True)]
         for (a, kt, target), at in zip(self._stages, times, strict=False):
             yi = addmv(y, kt, a, alpha=h)
@@ -221,7 +222,7 @@ class GraphStepper(Stepper):
         tab, k = self.tableau, self.k[:1]
         start = self.clock.get(t, t)
         end = self.clock.get(t1, t1) if t_end is None else t_end
-        self._has_f1 = False
+        self._has_f1, self._end = False, end
         yi = y
         for c, a in zip(tab.c[1:], tab.a, strict=True):
             yi = combine(y, h, a, k)
