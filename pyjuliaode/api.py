@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .backends import AdjointRequest, Result, choose, registered
+from .backends import AdjointRequest, choose, registered
 from .errors import InvalidArgumentError
+from .event import solve_event, to_solution
 from .problem import Problem, State
-from .rhs import RHS
 from .solution import Solution
 from .solver import Solver
 
@@ -54,98 +53,9 @@ def solve(
     solver = Solver() if solver is None else solver
     problem = Problem.build(func, y0, t, params)
     if event_fn is not None:
-        return _solve_event(problem, solver, AdjointRequest(), event_fn, throw)
+        return solve_event(problem, solver, AdjointRequest(), event_fn, throw)
     result = choose(solver.backend).solve(problem, solver, AdjointRequest())
-    return _solution(problem, result, throw)
-
-
-def _solution(problem: Problem, result: Result, throw: bool) -> Solution:
-    n = result.y.shape[0]
-    y = problem.structure.unpack(result.y, (n,))
-    t = problem.t if n == problem.t.numel() else problem.t[:n]
-    solution = Solution(
-        t, y, result.stats, result.retcode, result.message, result.step_t, dense=result.dense
-    )
-    return solution.raise_if_failed() if throw else solution
-
-
-def _solve_event(
-    problem: Problem,
-    solver: Solver,
-    adjoint: AdjointRequest,
-    event_fn: Callable[[Tensor, State], Tensor],
-    throw: bool,
-) -> Solution:
-    """Find the event without a graph, then solve up to it with one.
-
-    The event time follows from event_fn(t, y(t)) = 0 by the implicit function theorem.
-    """
-    backend = choose(solver.backend)
-    with torch.no_grad():
-        found = backend.solve(problem, solver, adjoint, event_fn)
-    if found.event is None:
-        if math.isinf(problem.times[-1]) or not found.retcode.successful:
-            return _solution(problem, found, throw)
-        return _solution(problem, backend.solve(problem, solver, adjoint), throw)
-    t_event, y_event = found.event
-    n = found.y.shape[0]
-    times = [*problem.times[:n], t_event]
-    if n > 1 and times[-1] == times[-2]:
-        times.pop()
-    if len(times) > 1 and times[-1] != times[0]:
-        head = problem.t.detach()[: len(times) - 1].to(torch.float64)
-        before = problem.t[: len(times) - 1].to(torch.float64) if problem.t.requires_grad else head
-        t = torch.cat([before, before.new_tensor([t_event])])
-        upto = replace(problem, t=t, times=times)
-        again = backend.solve(upto, solver, adjoint)
-        again.stats.nfe_forward += found.stats.nfe_forward
-        rows = again.y
-    else:
-        again, t = found, problem.t[:1].to(torch.float64)
-        rows = torch.stack([problem.y0, y_event]) if n == 1 else found.y
-    event_t, last = _event_gradient(problem, event_fn, t_event, rows[-1])
-    y = torch.cat([rows[:-1], last[None]])
-    again.stats.retcode = found.retcode
-    return Solution(
-        torch.cat([t[:-1], event_t[None].to(t.dtype)]) if len(t) > 1 else event_t[None],
-        problem.structure.unpack(y, (y.shape[0],)),
-        again.stats,
-        found.retcode,
-        step_t=again.step_t,
-        event_t=event_t,
-        dense=again.dense,
-    )
-
-
-def _event_gradient(
-    problem: Problem, event_fn: Callable[[Tensor, State], Tensor], t_event: float, y: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Event time and state there, with gradients: dt = -dg / (∂g/∂t + ∂g/∂y f)."""
-    rhs = RHS(problem)
-    t = torch.tensor(t_event, dtype=torch.float64, device=y.device)
-    if not torch.is_grad_enabled():
-        return t.to(problem.time_dtype), y
-    with torch.no_grad():
-        slope = rhs(t_event, y.detach())
-    t_leaf, y_leaf = rhs.time(t).clone().requires_grad_(), y.detach().requires_grad_()
-    value = _first_event(event_fn(t_leaf, problem.structure.unpack(y_leaf)))
-    if not value.requires_grad:
-        return t.to(problem.time_dtype), y
-    g_t, g_y = torch.autograd.grad(value, (t_leaf, y_leaf), allow_unused=True)
-    rate = torch.zeros_like(value) if g_t is None else g_t
-    if g_y is not None:
-        rate = rate + torch.dot(g_y, slope)
-    value = _first_event(event_fn(rhs.time(t), problem.structure.unpack(y)))
-    if not value.requires_grad or float(rate) == 0.0:
-        return rhs.time(t), y
-    shift = -(value - value.detach()) / rate.detach()
-    return rhs.time(t) + shift, y + slope * shift
-
-
-def _first_event(value: Tensor) -> Tensor:
-    """The element that is zero, or nearest to it."""
-    value = value.reshape(-1)
-    return value[value.detach().abs().argmin()]
+    return to_solution(problem, result, throw)
 
 
 def odeint(
@@ -281,14 +191,14 @@ def _odeint(
     if event_fn is None:
         problem = Problem.build(func, y0, t, params, single_time=True)
         result = choose(solver.backend).solve(problem, solver, adjoint)
-        return _solution(problem, result, throw=True).y
+        return to_solution(problem, result, throw=True).y
     problem = Problem.build(func, y0, t, params)
     if len(problem.times) != 2:
         raise InvalidArgumentError(
             f"with event_fn t must hold 2 times (start and direction), got {len(problem.times)}"
         )
     problem.times[1] = math.copysign(math.inf, problem.times[1] - problem.times[0])
-    solution = _solve_event(problem, solver, adjoint, event_fn, throw=True)
+    solution = solve_event(problem, solver, adjoint, event_fn, throw=True)
     return solution.event_t, solution.y
 
 

@@ -21,7 +21,7 @@ _OPTIONAL = {
 def doctor() -> str:
     """A report for people: versions, devices, backends, what is missing. Starts nothing."""
     lines = [
-        f"pyjuliaode {metadata.version('pyjuliaode')}",
+        f"pyjuliaode {_version()}",
         f"Python     {platform.python_version()} on {platform.platform()}",
         f"torch      {torch.__version__}, {torch.get_num_threads()} thread(s), "
         + (f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no CUDA device"),
@@ -35,3 +35,10 @@ def doctor() -> str:
         found = util.find_spec(module) is not None
         lines.append(f"  {module:<12} {'found' if found else 'not found: for ' + use}")
     return "\n".join(lines)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("pyjuliaode")
+    except metadata.PackageNotFoundError:
+        return "not installed: running from its source tree"

@@ -80,7 +80,7 @@ PARTS = {
     **dict.fromkeys(("errors", "solution", "solver", "problem", "rhs"), "foundation"),
     "backends": "backends",
     "dynamics": "dynamics",
-    "api": "api",
+    **dict.fromkeys(("api", "event"), "api"),
     **dict.fromkeys(("layer", "sequence", "flows", "momentum", "optim"), "models"),
     **dict.fromkeys(("plotting", "validation", "diagnostics", "doctor"), "models"),
     "data": "data",

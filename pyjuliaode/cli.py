@@ -1,0 +1,253 @@
+"""The command line: pyjuliaode run, list, compare, bench, doctor."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import PyJuliaODEError
+
+if TYPE_CHECKING:
+    from .experiments.config import RunConfig
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+app = typer.Typer(
+    help="Neural ODEs in PyTorch with Julia's DifferentialEquations.jl: the papers' experiments.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[str, typer.Argument(help="Name of the experiment: see `pyjuliaode list`.")]
+Backend = Annotated[str, typer.Option(help="auto, torch or julia.")]
+Adjoint = Annotated[
+    str, typer.Option(help="auto, direct, backsolve, interpolating, gauss or quadrature.")
+]
+Method = Annotated[str | None, typer.Option(help="Method of the solver, for example dopri5.")]
+Tol = Annotated[float | None, typer.Option(help="Relative and absolute tolerance.")]
+Epochs = Annotated[int | None, typer.Option(help="How many epochs to train.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of torch (of each run).")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the experiment; repeatable."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what lies in the folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the run that lies there.")]
+
+
+@contextlib.contextmanager
+def _clean_errors() -> Iterator[None]:
+    """Errors that say what to do as one line and exit status 2, without a traceback."""
+    try:
+        yield
+    except PyJuliaODEError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command("run")
+def run_command(
+    name: Name,
+    model: Annotated[
+        str | None, typer.Option(help="The model's class name in lower case, for example hbnode.")
+    ] = None,
+    backend: Backend = "auto",
+    adjoint: Adjoint = "auto",
+    method: Method = None,
+    tol: Tol = None,
+    epochs: Epochs = None,
+    seed: Annotated[int, typer.Option(help="Of the initial parameters.")] = 0,
+    out: Annotated[
+        str | None, typer.Option(help="Folder to write to. [default: runs/NAME-MODEL-seedN]")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    input_name: Annotated[
+        str | None, typer.Option("--input", help="Input of silverbox-init: silverbox or duffing.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Run one experiment; write metrics.json, a checkpoint and the figures."""
+    with _clean_errors():
+        from .experiments import get
+        from .experiments.runner import run
+
+        choices = {
+            "model": model,
+            "seed": seed,
+            "epochs": epochs,
+            "method": method,
+            "tol": tol,
+            "adjoint": adjoint,
+            "backend": backend,
+            "device": device,
+            "settings": _settings(settings, input_name),
+        }
+        config = get(name).configure(**choices)
+        folder = out or config.default_folder
+        try:
+            metrics = run(
+                name, out=folder, resume=resume, overwrite=overwrite, threads=threads, **choices
+            )
+        except KeyboardInterrupt:
+            _say_how_to_resume(config, folder)
+            raise typer.Exit(INTERRUPTED) from None
+        _report(metrics, folder)
+
+
+def _settings(pairs: list[str] | None, input_name: str | None) -> dict[str, Any]:
+    from .experiments.runner import as_settings
+
+    chosen = dict(as_settings(pairs or []))
+    return chosen if input_name is None else {**chosen, "input": input_name}
+
+
+def _say_how_to_resume(config: RunConfig, folder: str) -> None:
+    from .experiments import get
+    from .experiments.folder import RunFolder
+
+    metrics = RunFolder(folder).read_metrics()
+    command = config.command(folder, get(config.experiment).configure())
+    if metrics is None:
+        typer.echo("\ninterrupted before anything was complete; nothing was kept", err=True)
+        return
+    done = len(metrics.get("epochs", []))
+    typer.echo(
+        f"\ninterrupted; {done} complete epochs are in {folder}\nto continue: {command} --resume",
+        err=True,
+    )
+
+
+def _report(metrics: Mapping[str, Any], folder: str) -> None:
+    """The final numbers, one line each, and where everything is."""
+    for key, value in metrics.get("final", {}).items():
+        if isinstance(value, Mapping):
+            typer.echo(f"{key}: " + ", ".join(_pair(k, v) for k, v in value.items()))
+        else:
+            typer.echo(_pair(key, value))
+    typer.echo(f"written to {folder}")
+
+
+def _pair(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{key} ({', '.join(_pair(k, v) for k, v in value.items())})"
+    return f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
+
+
+@app.command("list")
+def list_command() -> None:
+    """List the experiments with their models and settings."""
+    with _clean_errors():
+        from .experiments import get, names
+
+        for name in names():
+            experiment = get(name)
+            typer.echo(f"{name}: {experiment.summary}")
+            if experiment.models:
+                typer.echo(f"  models: {', '.join(experiment.models)}")
+            typer.echo(f"  defaults: {_defaults(experiment.configure())}")
+
+
+def _defaults(config: RunConfig) -> str:
+    shown = {"model": config.model, "epochs": config.epochs}
+    shown |= {"method": config.method, "tol": config.tol}
+    words = [f"--{key} {value}" for key, value in shown.items() if value is not None]
+    return " ".join(words + [f"--set {key}={value}" for key, value in config.settings.items()])
+
+
+@app.command("compare")
+def compare_command(
+    name: Name,
+    models: Annotated[str, typer.Option(help="all, or names with commas between them.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0, 1, ...")] = 3,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, a process each.")] = 1,
+    backend: Backend = "auto",
+    adjoint: Adjoint = "auto",
+    method: Method = None,
+    tol: Tol = None,
+    epochs: Epochs = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder to write to. [default: runs/NAME-comparison]")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    settings: Settings = None,
+) -> None:
+    """Train several models over several seeds; one table and one figure of all."""
+    with _clean_errors():
+        from .experiments.comparison import compare, markdown
+
+        try:
+            summary = compare(
+                name,
+                models=models,
+                seeds=seeds,
+                jobs=jobs,
+                out=out,
+                resume=resume,
+                overwrite=overwrite,
+                threads=threads,
+                backend=backend,
+                adjoint=adjoint,
+                method=method,
+                tol=tol,
+                epochs=epochs,
+                device=device,
+                settings=_settings(settings, None),
+            )
+        except KeyboardInterrupt:
+            typer.echo(
+                "\ninterrupted; the table holds what is finished, and the same command with "
+                "--resume continues",
+                err=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+        typer.echo(markdown(summary), nl=False)
+        _report_failures(summary)
+
+
+def _report_failures(summary: Mapping[str, Any]) -> None:
+    for run in summary["runs"]:
+        if run["status"] != "finished":
+            reason = run["error"] or "see its folder"
+            typer.echo(f"{run['model']} seed {run['seed']} {run['status']}: {reason}", err=True)
+
+
+@app.command(
+    "bench",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench_command(context: typer.Context) -> None:
+    """Measure solvers and gradients here, beside torchdiffeq where it is installed."""
+    with _clean_errors():
+        from .bench import main as bench_main
+
+        bench_main(context.args)
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Say what is here, what is missing and how to get it."""
+    with _clean_errors():
+        from .doctor import doctor
+
+        typer.echo(doctor())
+
+
+def main() -> None:
+    """The entry point of the ``pyjuliaode`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

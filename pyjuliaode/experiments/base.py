@@ -1,0 +1,170 @@
+"""Experiment: something that runs by name; the two kinds are trainings and studies."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..errors import InvalidArgumentError, unknown_name
+from .config import RunConfig, merge_settings
+from .environment import describe
+from .folder import RunFolder, plain
+from .models import MODELS
+from .trainer import Callback, Task, Trainer
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What an experiment runs with where nothing else is said."""
+
+    tol: float
+    method: str = "dopri5"
+    model: str | None = None
+    epochs: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Experiment(ABC):
+    """An experiment of the papers.
+
+    Attributes:
+        name, summary: what it is called, and one sentence with its source.
+        defaults: see :class:`Defaults`.
+        models: what ``model`` may be; empty where there is nothing to choose.
+        trains: whether it trains (and has epochs, checkpoints, comparisons).
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    defaults: ClassVar[Defaults]
+    models: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[bool] = False
+
+    def configure(
+        self,
+        *,
+        model: str | None = None,
+        seed: int = 0,
+        epochs: int | None = None,
+        method: str | None = None,
+        tol: float | None = None,
+        adjoint: str = "auto",
+        backend: str = "auto",
+        device: str = "cpu",
+        settings: Mapping[str, Any] | None = None,
+    ) -> RunConfig:
+        """A config with this experiment's defaults for what is None.
+
+        Raises:
+            InvalidArgumentError: something that this experiment does not have or know.
+        """
+        if epochs is not None and not self.trains:
+            raise InvalidArgumentError(f"{self.name} trains nothing: it has no epochs")
+        return RunConfig(
+            experiment=self.name,
+            model=self._model(model),
+            seed=seed,
+            epochs=self.defaults.epochs if epochs is None else epochs,
+            method=self.defaults.method if method is None else method,
+            tol=self.defaults.tol if tol is None else tol,
+            adjoint=adjoint,
+            backend=backend,
+            device=device,
+            settings=merge_settings(self.defaults.settings, settings or {}),
+        )
+
+    def _model(self, model: str | None) -> str | None:
+        if model is None:
+            return self.defaults.model
+        if not self.models:
+            raise InvalidArgumentError(f"{self.name} has no model to choose")
+        if model not in self.models:
+            raise unknown_name("model", model, self.models)
+        return model
+
+    @abstractmethod
+    def execute(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+    ) -> dict[str, Any]:
+        """Compute, write metrics and figures into the opened folder, return the metrics."""
+
+
+class Training(Experiment):
+    """An experiment that trains one model; subclasses say on what."""
+
+    trains = True
+    models = tuple(MODELS)
+
+    @abstractmethod
+    def task(self, config: RunConfig) -> Task:
+        """The network and its data; random numbers come from torch's global generator."""
+
+    def extra_callbacks(self, config: RunConfig, folder: RunFolder) -> list[Callback]:
+        """What else happens while it trains."""
+        return []
+
+    def execute(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+    ) -> dict[str, Any]:
+        """Train; the figures are drawn even where training was interrupted or failed."""
+        own = self.extra_callbacks(config, folder)
+        trainer = Trainer(self.task(config), config, folder, [*own, *callbacks], progress)
+        try:
+            return trainer.fit()
+        finally:
+            self.draw(trainer, folder)
+
+    def draw(self, trainer: Trainer, folder: RunFolder) -> None:
+        """Draw training.png, if an epoch is complete."""
+        from .. import plotting
+
+        if trainer.records:
+            title = f"{plotting.label(trainer.config.model)} on {self.name}"
+            figure = plotting.training(trainer.records, title)
+            folder.write("training.png", lambda path: plotting.save(figure, path))
+
+
+class Study(Experiment):
+    """An experiment that trains nothing: it computes its results in one go."""
+
+    @abstractmethod
+    def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
+        """The results, as plain data with the key "final" among them."""
+
+    @abstractmethod
+    def draw(self, results: Mapping[str, Any], folder: RunFolder) -> None:
+        """Draw the figures."""
+
+    def execute(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+    ) -> dict[str, Any]:
+        """Compute and draw; a finished study is not computed again."""
+        done = folder.read_metrics()
+        if done is not None and done.get("status") == "finished":
+            return done
+        results = plain(self.compute(config, progress))
+        metrics = {
+            "status": "finished",
+            "config": config.to_dict(),
+            "environment": describe(config.device),
+            **results,
+        }
+        folder.write_metrics(metrics)
+        self.draw(results, folder)
+        return metrics

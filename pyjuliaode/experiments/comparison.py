@@ -1,0 +1,225 @@
+"""compare: several models over several seeds, one table and one figure."""
+
+from __future__ import annotations
+
+import csv
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import plotting
+from ..errors import InvalidArgumentError, unknown_name
+from . import get, parallel
+from .base import ALL, Experiment
+from .config import RunConfig
+from .folder import RunFolder
+from .runner import RUN_FAILURES, execute
+
+SUMMARY = "comparison"  # .json, .csv, .md, .png
+
+# key in "final" -> heading, number format
+COLUMNS = {
+    "test_accuracy": ("test accuracy", ".4f"),
+    "test_loss": ("test loss", ".4f"),
+    "loss": ("training loss", ".4f"),
+    "nfe_forward": ("NFE forward", ".1f"),
+    "nfe_backward": ("NFE backward", ".1f"),
+    "seconds": ("seconds", ".1f"),
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a comparison, and where it goes."""
+
+    config: RunConfig
+    folder: RunFolder
+
+
+def compare(
+    name: str,
+    *,
+    models: Sequence[str] | str = ALL,
+    seeds: int = 3,
+    jobs: int = 1,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: bool = True,
+    **choices: Any,
+) -> dict[str, Any]:
+    """Train ``models`` with the seeds 0, 1, ... and write one table and one figure of them.
+
+    Arguments:
+        name: an experiment that trains.
+        models: names, or "all".
+        seeds: how many.
+        jobs: runs at a time, each in its own process where there are several.
+        out: the folder; default runs/NAME-comparison. Every run has its own folder in it.
+        resume: skip what is finished there, continue what is not.
+        overwrite: remove the runs that lie there.
+        threads, progress, choices: as for :func:`.runner.run`; the same for every run.
+
+    Returns:
+        What comparison.json holds: "table", one row a model, and "runs", one a run. A run that
+        failed is counted in the table and left out of the means.
+
+    Raises:
+        InvalidArgumentError: a wrong choice, or a folder that holds other runs; nothing has been
+            written.
+        KeyboardInterrupt: Ctrl-C; the table and figure of what is finished are on disk.
+    """
+    experiment = get(name)
+    if not experiment.trains:
+        raise InvalidArgumentError(
+            f"{name} compares by itself: pyjuliaode run {name}; compare takes what trains"
+        )
+    if seeds < 1 or jobs < 1:
+        raise InvalidArgumentError(f"seeds and jobs must be at least 1, got {seeds} and {jobs}")
+    folder = RunFolder(f"runs/{name}-{SUMMARY}" if out is None else out)
+    planned = _plan(experiment, _names(models, experiment), seeds, folder.path, choices)
+    for run in planned:  # all of them, before the first is started
+        run.folder.check(run.config.to_dict(), resume=resume, overwrite=overwrite)
+    options = {"resume": resume, "overwrite": overwrite, "threads": threads}
+    try:
+        if jobs == 1:
+            _one_by_one(planned, options, progress)
+        else:
+            parallel.run(planned, options, jobs, progress)
+    finally:
+        summary = summarise(name, planned)
+        write(summary, planned, folder)
+    return summary
+
+
+def _names(models: Sequence[str] | str, experiment: Experiment) -> list[str]:
+    """The chosen models, without repetition, in the order given."""
+    if isinstance(models, str):
+        models = [name.strip() for name in models.split(",") if name.strip()]
+    chosen = list(experiment.models) if list(models) == [ALL] else list(dict.fromkeys(models))
+    for name in chosen:
+        if name not in experiment.models:
+            raise unknown_name("model", name, [*experiment.models, ALL])
+    if not chosen:
+        raise InvalidArgumentError("name at least one model, or 'all'")
+    return chosen
+
+
+def _plan(
+    experiment: Experiment,
+    models: Iterable[str],
+    seeds: int,
+    root: Path,
+    choices: Mapping[str, Any],
+) -> list[Planned]:
+    """Seed by seed, so that an interrupted comparison has all models on the first seeds."""
+    configs = [
+        [experiment.configure(model=model, seed=seed, **choices) for model in models]
+        for seed in range(seeds)
+    ]
+    return [
+        Planned(config, RunFolder(root / f"{config.model}-seed{config.seed}"))
+        for row in configs
+        for config in row
+    ]
+
+
+def _one_by_one(planned: Sequence[Planned], options: Mapping[str, Any], progress: bool) -> None:
+    for run in planned:
+        try:
+            execute(run.config, run.folder, progress=progress, **options)
+        except RUN_FAILURES as error:
+            run.folder.note_failure(run.config.to_dict(), str(error))
+
+
+def summarise(name: str, planned: Sequence[Planned]) -> dict[str, Any]:
+    """The table over the runs that are finished, and what became of each run."""
+    runs = []
+    for run in planned:
+        metrics = run.folder.read_metrics() or {"status": "not started"}
+        runs.append(
+            {
+                "model": run.config.model,
+                "seed": run.config.seed,
+                "status": metrics["status"],
+                "error": metrics.get("error"),
+                "parameters": metrics.get("parameters"),
+                "final": metrics.get("final", {}),
+            }
+        )
+    models = dict.fromkeys(run.config.model for run in planned)
+    table = [_row(model, [run for run in runs if run["model"] == model]) for model in models]
+    config = {key: value for key, value in planned[0].config.to_dict().items()}
+    config |= {"model": list(models), "seed": sorted({run["seed"] for run in runs})}
+    return {"experiment": name, "config": config, "table": table, "runs": runs}
+
+
+def _row(model: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    finished = [run for run in runs if run["status"] == "finished"]
+    row: dict[str, Any] = {
+        "model": model,
+        "finished": len(finished),
+        "runs": len(runs),
+        "parameters": next((run["parameters"] for run in finished), None),
+    }
+    for key in COLUMNS:
+        values = [run["final"][key] for run in finished if run["final"].get(key) is not None]
+        row[key] = statistics.fmean(values) if values else None
+        row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return row
+
+
+def write(summary: Mapping[str, Any], planned: Sequence[Planned], folder: RunFolder) -> None:
+    """comparison.json, .csv, .md and .png."""
+    folder.write_json(f"{SUMMARY}.json", summary)
+    folder.write(f"{SUMMARY}.csv", lambda path: _write_csv(path, summary["table"]))
+    text = markdown(summary)
+    folder.write(f"{SUMMARY}.md", lambda path: path.write_text(text, encoding="utf-8"))
+    records: dict[str, list[Any]] = {}
+    for run in planned:
+        metrics = run.folder.read_metrics()
+        if metrics is not None and metrics["status"] == "finished":
+            records.setdefault(run.config.model, []).append(metrics["epochs"])
+    if records:
+        seeds = len({run.config.seed for run in planned})
+        title = f"{summary['experiment']}: mean and range over {seeds} seed(s)"
+        figure = plotting.comparison(records, title)
+        folder.write(f"{SUMMARY}.png", lambda path: plotting.save(figure, path))
+
+
+def _write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The table in Markdown, mean ± standard deviation over the seeds."""
+    heads = ["model", "runs", "parameters", *(heading for heading, _ in COLUMNS.values())]
+    lines = [heads] + [_cells(row) for row in summary["table"]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    rows = [lines[0], rule, *lines[1:]]
+    # Names to the left, numbers to the right, as the rule says it to a Markdown reader.
+    text = [
+        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in text) + "\n"
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    cells = [plotting.label(row["model"]), f"{row['finished']}/{row['runs']}"]
+    cells.append("-" if row["parameters"] is None else str(row["parameters"]))
+    for key, (_, form) in COLUMNS.items():
+        mean, spread = row[key], row[f"{key}_std"]
+        if mean is None:
+            cells.append("-")
+        else:
+            cells.append(f"{mean:{form}}" + ("" if spread is None else f" ± {spread:{form}}"))
+    return cells

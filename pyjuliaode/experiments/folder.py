@@ -1,0 +1,180 @@
+"""RunFolder: the output folder of one run, written so that nothing is ever half there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InvalidArgumentError
+from .config import differences
+
+METRICS = "metrics.json"
+CHECKPOINT = "checkpoint.pt"
+FIGURES = "frames"  # a folder; figures beside it are *.png
+
+
+class RunFolder:
+    """The folder of one run: metrics.json, checkpoint.pt, figures.
+
+    Arguments:
+        path: of the folder; it is made by :meth:`open`, not before.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    def open(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Make the folder ready for a run with ``config``, or refuse before anything is written.
+
+        Raises:
+            InvalidArgumentError: another run lies there, or this one and neither ``resume`` nor
+                ``overwrite`` was asked for, or the path cannot be a folder.
+        """
+        self.check(config, resume=resume, overwrite=overwrite)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidArgumentError(f"cannot write to {self.path}: {error}") from error
+        if overwrite:
+            self._remove_run()
+
+    def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Raise what :meth:`open` would raise for the run that lies there; write nothing."""
+        if resume and overwrite:
+            raise InvalidArgumentError("resume and overwrite exclude each other: choose one")
+        if self.path.exists() and not self.path.is_dir():
+            raise InvalidArgumentError(f"{self.path} is a file: choose a folder with --out")
+        if not overwrite:
+            self._refuse_other_run(config, resume)
+
+    def _refuse_other_run(self, config: Mapping[str, Any], resume: bool) -> None:
+        old = self.read_metrics() or self.read_checkpoint()
+        if old is None:
+            return
+        differing = differences(old.get("config", {}), config)
+        if differing:
+            raise InvalidArgumentError(
+                f"{self.path} holds another run ({'; '.join(differing)}): choose another folder "
+                "with --out, or --overwrite that run"
+            )
+        if not resume:
+            raise InvalidArgumentError(
+                f"{self.path} already holds this run ({_progress(old)}): --resume continues it, "
+                "--overwrite starts it again, --out writes somewhere else"
+            )
+
+    def _remove_run(self) -> None:
+        """Remove what a run writes, and nothing else that may lie in the folder."""
+        for name in (METRICS, CHECKPOINT):
+            (self.path / name).unlink(missing_ok=True)
+        for figure in self.path.glob("*.png"):
+            figure.unlink()
+        shutil.rmtree(self.path / FIGURES, ignore_errors=True)
+
+    def read_metrics(self) -> dict[str, Any] | None:
+        """metrics.json, or None where there is none.
+
+        Raises:
+            InvalidArgumentError: the file is there but is not the metrics of a run.
+        """
+        path = self.path / METRICS
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise InvalidArgumentError(f"cannot read {path}: {error}") from error
+        if not isinstance(metrics, dict) or not isinstance(metrics.get("config"), dict):
+            raise InvalidArgumentError(
+                f"{path} is not the metrics of a run; --overwrite it or "
+                "choose another folder with --out"
+            )
+        return metrics
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json atomically; numbers that are not finite become null."""
+        self.write_json(METRICS, metrics)
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write ``values`` as JSON, atomically; numbers that are not finite become null."""
+        text = json.dumps(plain(values), indent=1, allow_nan=False) + "\n"
+        self.write(name, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def note_failure(self, config: Mapping[str, Any], message: str) -> None:
+        """Put the error that ended a run into its metrics."""
+        metrics = self.read_metrics() or {"config": dict(config)}
+        self.write_metrics({**metrics, "status": "failed", "error": message})
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """checkpoint.pt, or None where there is none.
+
+        Raises:
+            InvalidArgumentError: the file is there but cannot be loaded.
+        """
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises whatever unpickling raised
+            raise InvalidArgumentError(
+                f"cannot read {path} ({type(error).__name__}); --overwrite starts the run again"
+            ) from error
+
+    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write checkpoint.pt atomically; ``state`` is tensors and plain data."""
+        self.write(CHECKPOINT, lambda path: torch.save(dict(state), path))
+
+    def write(self, name: str, writer: Callable[[Path], Any]) -> Path:
+        """Let ``writer`` write a temporary file, then rename it to ``name`` in this folder."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix
+        )
+        os.close(handle)
+        try:
+            writer(Path(temporary))
+            # mkstemp makes files that only the owner may read
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return target
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: floats that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def _progress(metrics: Mapping[str, Any]) -> str:
+    done, planned = (
+        len(metrics.get("epochs") or metrics.get("records") or []),
+        metrics["config"].get("epochs"),
+    )
+    status = metrics.get("status", "unknown")
+    return status if planned is None else f"{status}, {done} of {planned} epochs"
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

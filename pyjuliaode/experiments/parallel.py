@@ -1,0 +1,75 @@
+"""Runs of a comparison in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from .runner import RUN_FAILURES, execute
+from .trainer import Callback, Trainer
+
+if TYPE_CHECKING:
+    from .comparison import Planned
+
+_stop: Any = None  # in a worker: set when its run shall end
+
+
+class _StopOnRequest(Callback):
+    """Ends a run as Ctrl-C does, when the main process asks for it."""
+
+    def on_batch(self, trainer: Trainer) -> None:
+        if _stop is not None and _stop.is_set():
+            raise KeyboardInterrupt
+
+
+def run(planned: Sequence[Planned], options: Mapping[str, Any], jobs: int, progress: bool) -> None:
+    """Execute every run, ``jobs`` at a time; a run that fails is noted in its folder.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the running ones have saved what they had.
+    """
+    # not fork: a forked child must not use the threads of torch or Julia that its parent started
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    if options.get("threads") is None:
+        options = {**options, "threads": max(1, torch.get_num_threads() // jobs)}
+    with ProcessPoolExecutor(jobs, context, _initialise, (stop,)) as pool:
+        futures = [pool.submit(_execute, one, dict(options)) for one in planned]
+        try:
+            _wait(futures, progress)
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _wait(futures: Sequence[Future[None]], progress: bool) -> None:
+    bar = tqdm(total=len(futures), unit="run", disable=None if progress else True)
+    with bar:
+        for future in as_completed(futures):
+            future.result()
+            bar.update()
+
+
+def _initialise(stop: Any) -> None:
+    global _stop
+    _stop = stop
+    # Ctrl-C reaches the whole process group; the main process decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _execute(one: Planned, options: Mapping[str, Any]) -> None:
+    if _stop is not None and _stop.is_set():
+        return
+    try:
+        execute(one.config, one.folder, progress=False, callbacks=[_StopOnRequest()], **options)
+    except RUN_FAILURES as error:
+        one.folder.note_failure(one.config.to_dict(), str(error))
+    except KeyboardInterrupt:
+        return
