@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from .errors import GradientWarning
 from .problem import Problem
 
 Time = float | Tensor
@@ -138,19 +140,40 @@ def saved_bytes(root: Tensor, origin: Tensor) -> int:
     return total
 
 
-def leaves(root: Tensor) -> list[Tensor]:
-    """The leaf tensors that require a gradient and on which ``root`` depends."""
-    seen, found = set(), []
+def unlisted_leaves(problem: Problem, root: Tensor, origin: Tensor) -> list[Tensor]:
+    """Leaves that require a gradient, on which ``root`` depends other than through ``origin``,
+    and which are not among the problem's parameters: their gradient would be lost.
+    """
+    known = {id(p) for p in (*problem.params, origin)}
+    seen, found = {origin.grad_fn}, []
     stack = [root.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            found.append(leaf)
         stack.extend(parent for parent, _ in node.next_functions)
     return found
+
+
+def warn_of_lost_gradients(problem: Problem, root: Tensor, origin: Tensor) -> None:
+    """Warn, once for a function, of tensors that get no gradient by an explicit list."""
+    if problem.explicit_params is not None or _looked_at.get(problem.func, "leaves") is not None:
+        return
+    _looked_at.put(problem.func, "leaves", True)
+    lost = [tuple(x.shape) for x in unlisted_leaves(problem, root, origin)]
+    if lost:
+        warnings.warn(
+            f"func depends on {len(lost)} tensor(s) that require a gradient but are not among its "
+            f"parameters (shapes {lost}): they get no gradient. Pass them as adjoint_params, "
+            "register them as parameters, or use adjoint='direct' with options={'checkpoint': "
+            "False}.",
+            GradientWarning,
+            stacklevel=2,
+        )
 
 
 class PerFunction:
@@ -170,3 +193,6 @@ class PerFunction:
             self._facts.setdefault(func, {})[key] = value
         except TypeError:
             return
+
+
+_looked_at = PerFunction()

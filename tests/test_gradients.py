@@ -213,6 +213,23 @@ def test_gradients_lost_by_a_closure_are_warned_of():
     assert float((outside.grad - exact).abs().max()) < 1e-7
 
 
+def test_auto_never_replays_where_a_closure_would_lose_its_gradient():
+    outside = torch.ones(2, dtype=F64, requires_grad=True)
+
+    class Closure(nn.Module):
+        def forward(self, t, y):
+            return -outside * y
+
+    y0, t = torch.ones(2, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+    tight = pjo.Solver("dopri5", 1e-9, 1e-9, options={"graph_memory": 10})
+    s = pjo.solve(Closure(), y0, t, tight)
+    s.y[-1].sum().backward()
+    assert s.stats.adjoint == "direct"
+    assert float((outside.grad + torch.exp(torch.tensor(-1.0))).abs().max()) < 1e-7
+    with pytest.warns(pjo.GradientWarning, match="adjoint_params"):
+        pjo.solve(Closure(), y0, t, solver("replay", 1e-6))
+
+
 def test_closures_and_plain_functions_are_differentiated_by_direct():
     rate = torch.tensor(0.7, dtype=F64, requires_grad=True)
     y0, t = torch.ones(1, dtype=F64), torch.tensor([0.0, 2.0], dtype=F64)

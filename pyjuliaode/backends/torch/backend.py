@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import InvalidArgumentError, UnsupportedError
 from ...problem import Problem
-from ...rhs import RHS, PerFunction, saved_bytes
+from ...rhs import RHS, PerFunction, saved_bytes, unlisted_leaves, warn_of_lost_gradients
 from ...solution import Retcode, SolveStats
 from ...solver import Solver
 from ..base import AdjointRequest, Capabilities, Result
@@ -170,6 +170,8 @@ def _run_direct(
         return _run_within_budget(problem, solver, plan, rhs, f0, stats, options)
     if checkpoint:
         _check_replay(problem, plan)
+        if f0.requires_grad:
+            warn_of_lost_gradients(problem, f0, problem.y0)
         stats.adjoint = "direct (replay)"
         return run_replay(problem, plan, rhs, f0, stats, **options)
     return run_graph(problem, plan, rhs, f0, stats, **options)
@@ -226,7 +228,9 @@ def _run_within_budget(
     key = (problem.y0.shape, problem.y0.dtype)
     per_evaluation = _facts.get(problem.func, key)
     if per_evaluation is None:
-        per_evaluation = saved_bytes(f0, problem.y0)
+        # a closure's tensors are known to the graph alone: then the graph has no limit
+        lost = f0.requires_grad and unlisted_leaves(problem, f0, problem.y0)
+        per_evaluation = 0 if lost else saved_bytes(f0, problem.y0)
         _facts.put(problem.func, key, per_evaluation)
     budget = float(solver.option("graph_memory", GRAPH_MEMORY))
 

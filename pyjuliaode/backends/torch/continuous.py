@@ -15,17 +15,17 @@ incoming gradient, unless the user sets it: scaling the loss scales the gradient
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import GradientWarning, SolverError
+from ...errors import SolverError
 from ...problem import Problem
-from ...rhs import RHS, PerFunction, Time, leaves
+from ...rhs import RHS, Time, warn_of_lost_gradients
 from ...solution import SolveStats
 from .callbacks import Callbacks
 from .control import StepFailure, rms
@@ -45,7 +45,6 @@ _LEGENDRE = {
         (0.5 + 0.5 * 0.6**0.5, 5 / 18),
     ),
 }
-_seen_leaves = PerFunction()
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class _Sweep:
         self.rows, self.grad, self.params = rows, grad, params
         self.rhs = RHS(self.problem)
         self.steps_taken = SolveStats()
-        self.rhs.inspect = _lost_gradient_check(self.problem, self.rhs)
+        self.rhs.inspect = partial(warn_of_lost_gradients, self.problem)
         like = rows[0]
         self.totals = [torch.zeros_like(p) for p in params]
         kind, n = self.adjoint.kind, like.numel()
@@ -299,24 +298,3 @@ class _AdjointField:
 
 def _inner(g: Tensor, f: Tensor) -> Tensor:
     return (g.conj() * f).real.sum() if g.is_complex() else torch.dot(g, f)
-
-
-def _lost_gradient_check(problem: Problem, rhs: RHS) -> Callable[[Tensor, Tensor], None] | None:
-    """Once for a function: warn of tensors that require a gradient and are reached, not listed."""
-    if problem.explicit_params is not None or _seen_leaves.get(problem.func, "leaves") is not None:
-        return None
-
-    def check(out: Tensor, y: Tensor) -> None:
-        _seen_leaves.put(problem.func, "leaves", True)
-        known = {id(p) for p in (*problem.params, y)}
-        lost = [tuple(x.shape) for x in leaves(out) if id(x) not in known]
-        if lost:
-            warnings.warn(
-                f"func depends on {len(lost)} tensor(s) that require a gradient but are not among "
-                f"its parameters (shapes {lost}): they get no gradient. Pass them as "
-                "adjoint_params, register them as parameters, or use adjoint='direct'.",
-                GradientWarning,
-                stacklevel=2,
-            )
-
-    return check
