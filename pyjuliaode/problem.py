@@ -24,7 +24,7 @@ class Structure:
     def __init__(self, value: State):
         self.is_tuple = not isinstance(value, Tensor)
         parts = value if self.is_tuple else (value,)
-        self.shapes = tuple(part.shape for part in parts)
+        self.shapes = tuple(tuple(part.shape) for part in parts)  # view() reads torch.Size slowly
         self.sizes = [part.numel() for part in parts]
         self.total = sum(self.sizes)
 

@@ -27,7 +27,7 @@ from .plan import Plan
 class _Batch:
     """Where the samples lie in the state, and how per-sample numbers broadcast against it."""
 
-    shape: torch.Size
+    shape: tuple[int, ...]
     dim: int
 
     @property
