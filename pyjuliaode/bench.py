@@ -61,14 +61,17 @@ def interleaved(tasks: Mapping[str, Task], repeats: int, least: float = 5e-3) ->
 
 
 def _calls(task: Task, least: float) -> int:
-    task()  # the warm-up
-    return max(1, math.ceil(least / max(_timed(task, 1), 1e-9)))
+    once = min(_timed(task, 1) for _ in range(3))
+    return max(1, math.ceil(least / max(once, 1e-9)))
 
 
 def _timed(task: Task, calls: int) -> float:
+    """Seconds of one call; the collector runs before, which empties the caches: so warm up."""
     gc.collect()
     gc.disable()
     try:
+        for _ in range(min(calls, 5)):
+            task()
         start = time.perf_counter()
         for _ in range(calls):
             task()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .errors import GradientWarning
+from .errors import GradientWarning, InvalidArgumentError
 from .problem import Problem
 
 Time = float | Tensor
@@ -49,12 +49,18 @@ class RHS:
         """Value: (N,) -> (N,)."""
         self.nfe += 1
         t = self.time(t)
+        version = None if self._checked or y.is_inference() else y._version
         if self._shape is None:
             out = self.func(t, self.structure.unpack(y))
         else:
             out = self.func(t, y.view(self._shape))
         if not self._checked:
             self.structure.check_output(out, y)
+            if version is not None and version != y._version:
+                raise InvalidArgumentError(
+                    "the field modifies the state that it is given in place; it must return a new "
+                    "tensor (y * 2 rather than y.mul_(2))"
+                )
             self._checked = True
         return self.structure.pack(out) if self._shape is None else out.reshape(-1)
 

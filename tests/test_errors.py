@@ -83,6 +83,11 @@ def test_a_field_of_another_shape_dtype_or_structure_is_named():
         pjo.odeint(lambda t, y: y[0], (Y0, Y0), T)
 
 
+def test_a_field_that_writes_into_its_state_is_refused():
+    with pytest.raises(pjo.InvalidArgumentError, match="in place"):
+        pjo.odeint(lambda t, y: y.mul_(-1.0), Y0.clone(), T)
+
+
 def test_the_julia_backend_says_what_is_missing():
     with pytest.raises(pjo.BackendUnavailableError, match="backend 'julia' cannot be used"):
         pjo.solve(NeverCalled(), Y0, T, pjo.Solver(backend="julia"))
