@@ -21,7 +21,7 @@ class NeuralODE(nn.Module):
     Arguments:
         dynamics: a dynamics (NODE, HBNODE, ...); any other module is taken as the field of a NODE.
         t: the time span, or all requested times, strictly monotone; two times return the state
-            at the last, more return all.
+            at the last, more return all. An nn.Parameter is learned.
         solver: :class:`Solver`; default ``Solver()``.
 
     Calling it with h0 of shape (B, ...) returns h at the last time, (B, ...), or with more than
@@ -41,10 +41,17 @@ class NeuralODE(nn.Module):
         super().__init__()
         self.dynamics = dynamics if isinstance(dynamics, Dynamics) else NODE(dynamics)
         self.solver = Solver() if solver is None else solver
-        times = t.detach() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
         if times.ndim != 1 or times.numel() < 2:
             raise InvalidArgumentError(f"t must hold at least two times, got {t!r}")
-        self.register_buffer("t", times.to(torch.float64), persistent=False)
+        if isinstance(times, nn.Parameter):
+            self.t = times
+        elif times.requires_grad:
+            raise InvalidArgumentError(
+                "t carries a gradient: pass it to the call, or make it an nn.Parameter to learn it"
+            )
+        else:
+            self.register_buffer("t", times.to(torch.float64), persistent=False)
         self.stats: SolveStats | None = None
 
     def forward(
@@ -55,7 +62,8 @@ class NeuralODE(nn.Module):
         if not isinstance(times, Tensor):
             times = torch.tensor(times, dtype=torch.float64, device=h0.device)
         host = times.detach().tolist()
-        state = self.dynamics.initial_state(h0, dh0, t0=host[0])
+        t0 = times[0] if times.requires_grad else host[0]
+        state = self.dynamics.initial_state(h0, dh0, t0=t0)
         solution = solve(self.dynamics, state, times, self._solver())
         self.stats = solution.stats
         if len(host) == 2:

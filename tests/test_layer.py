@@ -77,6 +77,25 @@ def test_fewer_than_two_times_are_refused():
         pjo.NeuralODE(Field(), t=[0.0])
 
 
+@pytest.mark.parametrize("name", ["hbnode", "nesterovnode", "gnesterovnode"])
+def test_times_are_differentiated_through_initial_state_and_readout(name):
+    """Of the Nesterov family both depend on the time; finite differences with step 1e-5."""
+    dynamics = models()[name]
+    h0 = torch.randn(2, 2, dtype=F64)
+    t = torch.tensor([1.0, 1.3, 2.0], dtype=F64, requires_grad=True)
+    model = pjo.NeuralODE(dynamics, (1.0, 2.0), pjo.Solver("dopri5", 1e-10, 1e-10))
+    assert torch.autograd.gradcheck(lambda t: model(h0, t), (t,), eps=1e-5, atol=1e-5)
+
+
+def test_a_learned_end_time_is_a_parameter():
+    t = nn.Parameter(torch.tensor([0.0, 1.0], dtype=F64))
+    model = pjo.NeuralODE(pjo.HBNODE(Field()).to(F64), t)
+    model(torch.randn(2, 2, dtype=F64)).sum().backward()
+    assert float(t.grad.abs().max()) > 0
+    with pytest.raises(pjo.InvalidArgumentError, match=r"nn\.Parameter"):
+        pjo.NeuralODE(Field(), t=torch.tensor([0.0, 1.0], requires_grad=True))
+
+
 def test_images_of_any_shape_pass_through():
     model = pjo.NeuralODE(pjo.SONODE(nn.Conv2d(4, 2, 3, padding=1)))
     x = torch.randn(3, 2, 8, 8, requires_grad=True)
