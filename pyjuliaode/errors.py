@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,14 @@ class SolverError(PyJuliaODEError, RuntimeError):
 
 class GradientWarning(UserWarning):
     """A gradient that the user may expect is not going to be computed."""
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that points at the line of the caller outside this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(__package__):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> InvalidArgumentError:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .errors import GradientWarning, InvalidArgumentError
+from .errors import GradientWarning, InvalidArgumentError, warn
 from .problem import Problem
 
 Time = float | Tensor
@@ -172,13 +171,12 @@ def warn_of_lost_gradients(problem: Problem, root: Tensor, origin: Tensor) -> No
     _looked_at.put(problem.func, "leaves", True)
     lost = [tuple(x.shape) for x in unlisted_leaves(problem, root, origin)]
     if lost:
-        warnings.warn(
+        warn(
             f"func depends on {len(lost)} tensor(s) that require a gradient but are not among its "
             f"parameters (shapes {lost}): they get no gradient. Pass them as adjoint_params, "
             "register them as parameters, or use adjoint='direct' with options={'checkpoint': "
             "False}.",
             GradientWarning,
-            stacklevel=2,
         )
 
 

@@ -206,8 +206,9 @@ def test_perturb_keeps_the_field_off_the_boundaries():
 
 def test_unknown_options_are_warned_of():
     y0, t = torch.ones(1), torch.tensor([0.0, 1.0])
-    with pytest.warns(UserWarning, match="stepsize"):
+    with pytest.warns(UserWarning, match="stepsize") as caught:
         pjo.odeint(lambda t, y: -y, y0, t, method="euler", options={"stepsize": 0.1})
+    assert caught[0].filename == __file__  # it points at the user's line
 
 
 def bouncing_ball(t, state):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from ...errors import warn
 from ...rhs import Time
 
 STEP, ACCEPT, REJECT = "callback_step", "callback_accept_step", "callback_reject_step"
@@ -45,10 +45,9 @@ class Callbacks:
             return None
         unused = [n + suffix for n in names if n not in known]
         if unused:
-            warnings.warn(
+            warn(
                 f"this method never calls {', '.join(unused)}: "
-                + ("it has no error control" if known else "its steps are SciPy's own"),
-                stacklevel=6,
+                + ("it has no error control" if known else "its steps are SciPy's own")
             )
         return cls({n: getattr(func, n + suffix) for n in names if n in known}, time, unpack)
 

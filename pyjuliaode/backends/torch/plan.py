@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgumentError, unknown_name
+from ...errors import InvalidArgumentError, unknown_name, warn
 from ...rhs import RHS
 from ...solution import SolveStats
 from .adaptive import AdaptiveRK
@@ -75,10 +74,9 @@ class Plan:
         options = dict(options or {})
         unknown = sorted(set(options) - _SHARED - _KNOWN[kind])
         if unknown:
-            warnings.warn(
+            warn(
                 f"method {method!r} does not use the option(s) {', '.join(unknown)}; it uses "
-                f"{', '.join(sorted(_SHARED | _KNOWN[kind]))}",
-                stacklevel=5,
+                f"{', '.join(sorted(_SHARED | _KNOWN[kind]))}"
             )
         if options.get("step_size") is not None and options.get("grid_constructor") is not None:
             raise InvalidArgumentError("give step_size or grid_constructor, not both")
