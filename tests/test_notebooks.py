@@ -79,6 +79,7 @@ def test_the_notebook_runs_in_a_fresh_kernel(path, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="running notebooks needs nbclient")
     nbformat = pytest.importorskip("nbformat", reason="running notebooks needs nbformat")
     pytest.importorskip("ipykernel", reason="running notebooks needs ipykernel")
+    # The kernel shows figures itself, whatever backend this process was told to use.
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # nobody's own settings
     notebook = nbformat.read(path, as_version=4)

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
+
+from ..backends import choose
 from ..errors import InvalidArgumentError, unknown_name
 from .config import RunConfig, merge_settings
 from .environment import describe
@@ -64,7 +67,7 @@ class Experiment(ABC):
         """
         if epochs is not None and not self.trains:
             raise InvalidArgumentError(f"{self.name} trains nothing: it has no epochs")
-        return RunConfig(
+        config = RunConfig(
             experiment=self.name,
             model=self._model(model),
             seed=seed,
@@ -76,6 +79,8 @@ class Experiment(ABC):
             device=device,
             settings=merge_settings(self.defaults.settings, settings or {}),
         )
+        check_solver(config)
+        return config
 
     def _model(self, model: str | None) -> str | None:
         if model is None:
@@ -95,6 +100,20 @@ class Experiment(ABC):
         progress: bool = True,
     ) -> dict[str, Any]:
         """Compute, write metrics and figures into the opened folder, return the metrics."""
+
+
+def check_solver(config: RunConfig) -> None:
+    """Raise, before anything is written, for what no run with this config could solve with."""
+    capabilities = choose(config.backend).capabilities()
+    if config.method is not None and config.method not in capabilities.methods:
+        raise unknown_name("method", config.method, capabilities.methods)
+    known = ("auto", *capabilities.adjoints)
+    if config.adjoint not in known:
+        raise unknown_name("adjoint", config.adjoint, known)
+    if config.tol is not None and not 0 < config.tol < 1:
+        raise InvalidArgumentError(f"tol must lie between 0 and 1, got {config.tol:g}")
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidArgumentError(f"device {config.device!r}: this machine has no CUDA device")
 
 
 class Training(Experiment):
