@@ -9,6 +9,7 @@ import pytest
 import torch
 from problems import F64, Field, gradients, models, relative_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyjuliaode as pjo
 
@@ -190,3 +191,33 @@ def test_no_reference_cycle_keeps_solutions_alive():
                 assert watch() is None, adjoint
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "replay", "gauss", "backsolve", "interpolating"])
+def test_the_host_waits_for_the_device_at_most_once_in_a_step(adjoint):
+    """Counts reads of a tensor's value on the host: one a step, and four to choose the first.
+
+    Backward: one a step of the adjoint's own, and one for the size of the gradient.
+    """
+    reads = 0
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal reads
+            reads += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    options = {"checkpoint": True} if adjoint == "replay" else None
+    kind = "direct" if adjoint == "replay" else adjoint
+    solver = pjo.Solver("dopri5", 1e-9, 1e-9, adjoint=kind, options=options)
+    field, y0 = Field(), torch.randn(4, 2, dtype=F64, requires_grad=True)
+    problem = ([0.0, 3.0], solver)
+    with Reads():
+        s = pjo.solve(field, y0, *problem)
+        attempts = s.stats.n_accepted + s.stats.n_rejected
+        assert attempts > 8
+        assert attempts <= reads <= attempts + 4
+        reads = 0
+        s.y[-1].square().sum().backward()
+    steps_back = {"direct": 0, "replay": 0}.get(adjoint, s.stats.nfe_backward // 6)
+    assert reads <= steps_back + 4
