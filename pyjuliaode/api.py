@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,12 +46,15 @@ def solve(
             False returns it with its retcode.
 
     Returns:
-        Solution: ``y`` has shape (T, *y0.shape) and carries the autograd graph.
+        Solution: ``y`` has shape (T, *y0.shape) and carries the autograd graph; ``sol(t)`` is the
+        state at any time between, for Runge-Kutta methods.
 
     Raises:
         InvalidArgumentError, UnsupportedError, BackendUnavailableError, SolverError.
     """
     solver = Solver() if solver is None else solver
+    if solver.option("dense") is None:
+        solver = replace(solver, options={**(solver.options or {}), "dense": "steps"})
     problem = Problem.build(func, y0, t, params)
     if event_fn is not None:
         return solve_event(problem, solver, AdjointRequest(), event_fn, throw)
@@ -216,6 +220,9 @@ def odeint_event(
 
     Returns ``(event_t, solution)``: a 0-d tensor, and the states at t0 and at the event, shape
     (2, *y0.shape); both differentiable, also with respect to parameters of ``event_fn``.
+
+    To go on from the event, start where event_fn is exactly zero or on the side where the motion
+    leads: the state that is returned lies within rounding of the root, on either side of it.
     """
     parts = y0 if isinstance(y0, (tuple, list)) else (y0,)
     start = torch.as_tensor(t0, dtype=parts[0].abs().dtype, device=parts[0].device)

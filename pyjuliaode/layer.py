@@ -75,10 +75,10 @@ class NeuralODE(nn.Module):
         return self.dynamics.readout(t.to(state.abs().dtype), state)
 
     def _solver(self) -> Solver:
-        """The solver; per-sample stepping must know that dimension 1 of the state is the batch."""
-        if not self.solver.option("per_sample", False) or "batch_dim" in self.solver.options:
-            return self.solver
-        return replace(self.solver, options={**self.solver.options, "batch_dim": 1})
+        """The solver as a layer needs it: no dense output; dimension 1 of the state the batch."""
+        return replace(
+            self.solver, options={"dense": False, "batch_dim": 1, **(self.solver.options or {})}
+        )
 
     def extra_repr(self) -> str:
         s = self.solver

@@ -41,9 +41,9 @@ _ADVICE = {
         "span, or regularise the field; a stiff problem needs an implicit method."
     ),
     Retcode.DT_LESS_THAN_MIN: (
-        "The problem is stiff or not smooth here, or rtol/atol are below what the dtype resolves: "
-        "loosen them, use float64, declare discontinuities with options['jump_t'], or use an "
-        "implicit method."
+        "The solution blows up, or the problem is stiff or not smooth here, or rtol/atol are below "
+        "what the dtype resolves: loosen them, use float64, declare discontinuities with "
+        "options['jump_t'], or use an implicit method."
     ),
     Retcode.UNSTABLE: (
         "The field returned or produced NaN or Inf: look at its output there, lower the learning "
@@ -117,8 +117,8 @@ class Solution:
         """
         if self.dense is None:
             raise UnsupportedError(
-                f"method {self.stats.method!r} kept no dense output; solve with options="
-                "{'dense': True} and a Runge-Kutta method, or ask for the times in t"
+                f"method {self.stats.method!r} kept no dense output; solve with a Runge-Kutta "
+                "method and without options={'dense': False}, or ask for the times in t"
             )
         return self.dense(t)
 

@@ -32,10 +32,12 @@ class Solver:
         options: method-specific options, as in torchdiffeq: ``norm``, ``first_step``,
             ``min_step``, ``max_step``, ``safety``, ``ifactor``, ``dfactor``, ``step_t``,
             ``jump_t``, ``perturb``, ``step_size``, ``grid_constructor``, ``interp``,
-            ``max_order``, ``max_iters``, ``solver``; and of this package: ``dense`` (keep dense
-            output), ``checkpoint`` (True: "direct" replays the accepted steps; False: it keeps the
-            graph), ``graph_memory`` (bytes, default 2**30: where "auto" changes from one to the
-            other), ``per_sample`` and ``batch_dim`` (own step sizes for every sample).
+            ``max_order``, ``max_iters``, ``solver``; and of this package: ``dense`` (for
+            ``sol(t)``: "steps", the default of ``solve``, keeps the states at the steps and takes
+            a fresh step to the time asked for; True keeps polynomials, which are quicker to
+            evaluate and larger; False keeps nothing), ``checkpoint`` (True: "direct" replays the
+            accepted steps; False: it keeps the graph), ``graph_memory`` (bytes, default 2**30:
+            where "auto" changes from one to the other), ``per_sample`` and ``batch_dim`` (own step sizes for every sample).
 
     Raises:
         InvalidArgumentError: a value out of range, or an unknown adjoint.

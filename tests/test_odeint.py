@@ -314,3 +314,13 @@ def test_adjoint_settings_of_their_own():
     found = gradients(y, [y0, *field.parameters()])
     wanted = gradients(pjo.odeint(field, y0, t, rtol=1e-9, atol=1e-9), [y0, *field.parameters()])
     assert relative_error(found, wanted) < 1e-7
+
+
+@pytest.mark.parametrize("dt", [None, 0.1, 2.0])
+def test_an_event_that_starts_on_its_root_is_found_at_the_next_crossing(dt):
+    """A ball thrown up from height 0 lands at 2 v / g, also where one step spans the flight."""
+    start = (torch.zeros(1, dtype=F64), torch.full((1,), 5.0, dtype=F64))
+    solver = pjo.Solver("dopri5", 1e-8, 1e-8, dt=dt)
+    s = pjo.solve(bouncing_ball, start, [0.0, 3.0], solver, event_fn=lambda t, state: state[0])
+    assert s.retcode is pjo.Retcode.TERMINATED
+    assert abs(float(s.event_t) - 10 / 9.8) < 1e-9

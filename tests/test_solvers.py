@@ -226,3 +226,20 @@ def test_dense_output_has_the_accuracy_of_the_steps():
         )
         assert float((dense(t)[:, 0] - exact).abs().max()) < 1e-6  # 100 tol
         assert float((dense(0.3) - math.exp(math.sin(0.3))).abs()) < 1e-6
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "gauss"])
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "dopri8", "midpoint"])
+def test_every_solution_can_be_asked_for_times_between(method, adjoint):
+    """Without any option: by a fresh step, so of the method's order; 100 tol, 1e-4 for midpoint."""
+    if method == "dopri8" and adjoint == "gauss":
+        pytest.skip("dopri8 has no interpolant for gauss")
+    y0 = torch.ones(2, dtype=F64, requires_grad=True)
+    solver = pjo.Solver(method, 1e-7, 1e-7, adjoint=adjoint, dt=0.01)
+    sol = pjo.solve(lambda t, y: y * torch.cos(t), y0, [0.0, 2.0], solver)
+    t = torch.linspace(0, 2, 17, dtype=F64)
+    found = sol(t)
+    assert found.shape == (17, 2)
+    assert not found.requires_grad
+    bound = 1e-4 if method == "midpoint" else 1e-5
+    assert float((found[:, 0] - torch.exp(torch.sin(t))).abs().max()) < bound

@@ -19,7 +19,7 @@ from ..base import AdjointRequest, Capabilities, Result
 from . import per_sample
 from .continuous import AdjointPlan, run_continuous
 from .control import tolerance
-from .dense import UserDense
+from .dense import RestepOutput, UserDense
 from .direct import run_graph, run_replay
 from .forward import Trace, run, transforms_active
 from .plan import METHODS, Plan, user_norm
@@ -71,7 +71,7 @@ class TorchBackend:
         started = time.perf_counter()
         trace = _run(problem, solver, plan, adjoint, stats, event_fn)
         stats.seconds = time.perf_counter() - started
-        return _result(problem, trace, stats)
+        return _result(problem, plan, trace, stats)
 
 
 def _forward_plan(problem: Problem, solver: Solver) -> Plan:
@@ -96,7 +96,8 @@ def _run(
     event_fn: Callable[..., Tensor] | None,
 ) -> Trace:
     rhs = RHS(problem)
-    options = {"dense": bool(solver.option("dense", False)), "event_fn": event_fn}
+    dense = solver.option("dense", False)
+    options = {"dense": dense is True, "record": dense == "steps", "event_fn": event_fn}
     try:
         if len(problem.times) == 1:
             return Trace([problem.y0], list(problem.times))
@@ -286,16 +287,18 @@ def _first(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _result(problem: Problem, trace: Trace, stats: SolveStats) -> Result:
+def _result(problem: Problem, plan: Plan, trace: Trace, stats: SolveStats) -> Result:
     retcode, message = Retcode.SUCCESS, ""
     if trace.failure is not None:
         retcode, message = trace.failure.retcode, trace.failure.message
     elif trace.event is not None:
         retcode = Retcode.TERMINATED
     stats.retcode = retcode
-    dense = None
-    if trace.dense is not None and trace.dense.h:
-        dense = UserDense(trace.dense, problem.structure)
+    dense = trace.dense
+    if dense is None and trace.step_y and plan.tableau is not None:
+        dense = RestepOutput.of(trace.step_t, trace.step_y, RHS(problem), plan.tableau)
+    if dense is not None:
+        dense = UserDense(dense, problem.structure) if dense.h else None
     rows = trace.rows
     y = torch.stack(rows) if isinstance(rows, list) else rows
     return Result(y, stats, retcode, message, trace.step_t, dense, trace.event)

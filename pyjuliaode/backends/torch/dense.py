@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class DenseOutput:
 
     def append(self, step: Any) -> None:
         """Keep one accepted step."""
-        self.y.append(step.y0.detach().clone())
+        self.y.append(step.y0.detach())
         self.q.append(step.polynomial())
         self.h.append(step.t1 - step.t0)
         self.bounds.append(step.t1)
@@ -50,17 +51,29 @@ class DenseOutput:
 
 
 class RestepOutput(DenseOutput):
-    """Dense output of a method without an interpolant of its order: a step to the time itself.
+    """Dense output by a fresh step from the last step boundary to the time itself.
 
-    Costs one step's evaluations for every time asked for.
+    Of the method's full order; costs one step's evaluations for every time asked for, and one
+    state for every accepted step.
     """
 
     def __init__(self, t0: float, direction: float, rhs: RHS, tableau: Tableau):
         super().__init__(t0, direction)
         self.stepper = GraphStepper(rhs, tableau)
 
+    @classmethod
+    def of(
+        cls, step_t: list[float], step_y: list[Tensor], rhs: RHS, tableau: Tableau
+    ) -> RestepOutput:
+        """From recorded step boundaries, and the states at all of them but the last."""
+        direction = 1.0 if step_t[-1] >= step_t[0] else -1.0
+        dense = cls(step_t[0], direction, rhs, tableau)
+        dense.bounds, dense.y = step_t, step_y
+        dense.h = [b - a for a, b in pairwise(step_t)]
+        return dense
+
     def append(self, step: Any) -> None:
-        self.y.append(step.y0.detach().clone())
+        self.y.append(step.y0.detach())
         self.h.append(step.t1 - step.t0)
         self.bounds.append(step.t1)
 
@@ -71,7 +84,7 @@ class RestepOutput(DenseOutput):
         if t == start:
             return y
         self.stepper.start(self.stepper.rhs(start, y))
-        return self.stepper.trial(start, t, t - start, y)
+        return self.stepper.trial(start, t, t - start, y, close=False)
 
 
 class UserDense:

@@ -94,6 +94,7 @@ class _Replay(torch.autograd.Function):
         trace = run(task.plan, task.problem, rhs, y0, f0, task.stats, **options)
         ctx.problem, ctx.plan, ctx.stats = task.problem, task.plan, task.stats
         ctx.step_t, ctx.step_y = trace.step_t, trace.step_y
+        trace.step_y = trace.step_y if task.run_options["record"] else []
         ctx.save_for_backward(t, *params)
         task.trace = trace
         return torch.stack(trace.rows)

@@ -23,6 +23,8 @@ from .events import EventFinder
 from .fixed import fixed_grid
 from .plan import Plan
 
+EVENT_POINTS = 8  # times within a step at which an event is looked for
+
 
 @dataclass
 class Trace:
@@ -98,7 +100,9 @@ def run(
         steps = stream.steps(y0, times[0], times[-1], f0)
     else:
         steps = stream.steps(y0, grid_of(plan, problem), f0)
-    event = None if event_fn is None else EventFinder(rhs, event_fn, times[0], y0)
+    # without an interpolant a state within a step costs a step
+    points = EVENT_POINTS if plan.has_interpolant else 1
+    event = None if event_fn is None else EventFinder(rhs, event_fn, times[0], y0, points)
     clock = clock or {}
     pending = 1  # index of the next requested time
     try:
@@ -107,7 +111,7 @@ def run(
             reached = step.t1 if found is None else found[0]
             pending = _collect(trace, step, times, pending, reached, direction, plan, clock)
             if record:
-                trace.step_y.append(step.y0)
+                trace.step_y.append(step.y0.detach())
             trace.step_t.append(step.t1)
             if trace.dense is not None:
                 trace.dense.append(step)

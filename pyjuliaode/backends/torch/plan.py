@@ -25,11 +25,14 @@ ADAMS = ("explicit_adams", "implicit_adams")
 SCIPY = "scipy_solver"
 METHODS = (*ADAPTIVE, *FIXED, *ADAMS, SCIPY)
 
-_SHARED = {"norm", "perturb", "dense", "checkpoint", "graph_memory", "dtype", "max_num_steps"}
+_SHARED = {
+    *("norm", "perturb", "dense", "checkpoint", "graph_memory", "dtype", "max_num_steps"),
+    *("per_sample", "batch_dim"),
+}
 _KNOWN = {
     "adaptive": {
         *("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor"),
-        *("step_t", "jump_t", "per_sample", "batch_dim"),
+        *("step_t", "jump_t"),
     },
     "fixed": {"step_size", "grid_constructor", "interp"},
     "adams": {"step_size", "grid_constructor", "interp", "max_order", "max_iters"},
