@@ -37,7 +37,8 @@ class Solver:
             a fresh step to the time asked for; True keeps polynomials, which are quicker to
             evaluate and larger; False keeps nothing), ``checkpoint`` (True: "direct" replays the
             accepted steps; False: it keeps the graph), ``graph_memory`` (bytes, default 2**30:
-            where "auto" changes from one to the other), ``per_sample`` and ``batch_dim`` (own step sizes for every sample).
+            where "auto" changes from one to the other), ``per_sample`` and ``batch_dim`` (own step
+            sizes for every sample).
 
     Raises:
         InvalidArgumentError: a value out of range, or an unknown adjoint.
