@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,8 +52,6 @@ def solve(
         InvalidArgumentError, UnsupportedError, BackendUnavailableError, SolverError.
     """
     solver = Solver() if solver is None else solver
-    if solver.option("dense") is None:
-        solver = replace(solver, options={**(solver.options or {}), "dense": "steps"})
     problem = Problem.build(func, y0, t, params)
     if event_fn is not None:
         return solve_event(problem, solver, AdjointRequest(), event_fn, throw)
@@ -150,7 +147,7 @@ def odeint_adjoint(
         max_steps=solver.max_steps,
         adjoint_rtol=adjoint_rtol,
         adjoint_atol=adjoint_atol,
-        options=options,
+        options=solver.options,
     )
     request = AdjointRequest(adjoint_method, extra)
     return _odeint(func, y0, t, solver, request, event_fn, adjoint_params)
@@ -175,7 +172,13 @@ def _drop_in_solver(
         raise InvalidArgumentError(f"options must be a dict, got {type(options).__name__}")
     adjoint = "auto" if method == "scipy_solver" or _asks_for_replay(options) else "direct"
     return Solver(
-        method, rtol, atol, adjoint=adjoint, backend=backend, max_steps=100_000, options=options
+        method,
+        rtol,
+        atol,
+        adjoint=adjoint,
+        backend=backend,
+        max_steps=100_000,
+        options={"dense": False, **(options or {})},
     )
 
 

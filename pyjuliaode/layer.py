@@ -53,6 +53,7 @@ class NeuralODE(nn.Module):
         else:
             self.register_buffer("t", times.to(torch.float64), persistent=False)
         self.stats: SolveStats | None = None
+        self._derived: tuple[Solver | None, Solver] = (None, self.solver)
 
     def forward(
         self, h0: Tensor, t: Tensor | Sequence[float] | None = None, dh0: Tensor | None = None
@@ -76,9 +77,10 @@ class NeuralODE(nn.Module):
 
     def _solver(self) -> Solver:
         """The solver as a layer needs it: no dense output; dimension 1 of the state the batch."""
-        return replace(
-            self.solver, options={"dense": False, "batch_dim": 1, **(self.solver.options or {})}
-        )
+        if self._derived[0] is not self.solver:
+            options = {"dense": False, "batch_dim": 1, **(self.solver.options or {})}
+            self._derived = (self.solver, replace(self.solver, options=options))
+        return self._derived[1]
 
     def extra_repr(self) -> str:
         s = self.solver

@@ -96,7 +96,7 @@ def _run(
     event_fn: Callable[..., Tensor] | None,
 ) -> Trace:
     rhs = RHS(problem)
-    dense = solver.option("dense", False)
+    dense = solver.option("dense", "steps")
     options = {"dense": dense is True, "record": dense == "steps", "event_fn": event_fn}
     try:
         if len(problem.times) == 1:
@@ -294,11 +294,13 @@ def _result(problem: Problem, plan: Plan, trace: Trace, stats: SolveStats) -> Re
     elif trace.event is not None:
         retcode = Retcode.TERMINATED
     stats.retcode = retcode
-    dense = trace.dense
-    if dense is None and trace.step_y and plan.tableau is not None:
-        dense = RestepOutput.of(trace.step_t, trace.step_y, RHS(problem), plan.tableau)
-    if dense is not None:
-        dense = UserDense(dense, problem.structure) if dense.h else None
+    dense = None
+    flat = trace.dense
+    if flat is not None and flat.h:
+        dense = UserDense(lambda: flat, problem.structure)
+    elif trace.step_y and plan.tableau is not None:
+        source = (trace.step_t, trace.step_y, problem, plan.tableau)
+        dense = UserDense(lambda: RestepOutput.of(*source), problem.structure)
     rows = trace.rows
     y = torch.stack(rows) if isinstance(rows, list) else rows
     return Result(y, stats, retcode, message, trace.step_t, dense, trace.event)

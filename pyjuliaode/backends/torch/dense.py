@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgumentError
-from ...problem import Structure
+from ...problem import Problem, Structure
 from ...rhs import RHS, Time
 from .runge_kutta import GraphStepper, powers_of
 from .tableaus import Tableau
@@ -63,11 +65,11 @@ class RestepOutput(DenseOutput):
 
     @classmethod
     def of(
-        cls, step_t: list[float], step_y: list[Tensor], rhs: RHS, tableau: Tableau
+        cls, step_t: list[float], step_y: list[Tensor], problem: Problem, tableau: Tableau
     ) -> RestepOutput:
         """From recorded step boundaries, and the states at all of them but the last."""
         direction = 1.0 if step_t[-1] >= step_t[0] else -1.0
-        dense = cls(step_t[0], direction, rhs, tableau)
+        dense = cls(step_t[0], direction, RHS(problem), tableau)
         dense.bounds, dense.y = step_t, step_y
         dense.h = [b - a for a, b in pairwise(step_t)]
         return dense
@@ -90,8 +92,13 @@ class RestepOutput(DenseOutput):
 class UserDense:
     """Dense output in the user's shapes, checked: what ``Solution.dense`` is."""
 
-    def __init__(self, dense: DenseOutput, structure: Structure):
-        self.flat, self.structure = dense, structure
+    def __init__(self, make: Callable[[], DenseOutput], structure: Structure):
+        self._make, self.structure = make, structure
+
+    @cached_property
+    def flat(self) -> DenseOutput:
+        """Made when first asked for: most solutions never are."""
+        return self._make()
 
     def __call__(self, t: Time) -> Any:
         ts = t.detach() if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
