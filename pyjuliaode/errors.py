@@ -41,6 +41,9 @@ class SolverError(PyJuliaODEError, RuntimeError):
         self.retcode = retcode
         self.solution = solution
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.retcode, None)
+
 
 class GradientWarning(UserWarning):
     """A gradient that the user may expect is not going to be computed."""
@@ -49,7 +52,8 @@ class GradientWarning(UserWarning):
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """A warning that points at the line of the caller outside this package."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(__package__):
+    inside = (f"{__package__}.", "torch.")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(inside):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 

@@ -158,17 +158,16 @@ def unlisted_leaves(problem: Problem, root: Tensor, origin: Tensor) -> list[Tens
             continue
         seen.add(node)
         leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
+        if leaf is not None and id(leaf) not in known and leaf.data_ptr() != origin.data_ptr():
             found.append(leaf)
         stack.extend(parent for parent, _ in node.next_functions)
     return found
 
 
 def warn_of_lost_gradients(problem: Problem, root: Tensor, origin: Tensor) -> None:
-    """Warn, once for a function, of tensors that get no gradient by an explicit list."""
-    if problem.explicit_params is not None or _looked_at.get(problem.func, "leaves") is not None:
+    """Warn of tensors that get no gradient where gradients go to a list of parameters."""
+    if problem.explicit_params is not None:
         return
-    _looked_at.put(problem.func, "leaves", True)
     lost = [tuple(x.shape) for x in unlisted_leaves(problem, root, origin)]
     if lost:
         warn(
@@ -197,6 +196,3 @@ class PerFunction:
             self._facts.setdefault(func, {})[key] = value
         except TypeError:
             return
-
-
-_looked_at = PerFunction()

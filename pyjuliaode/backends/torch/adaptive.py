@@ -43,9 +43,11 @@ class AdaptiveRK:
         if f0 is None:
             f0 = self._slope(t0, t1, y)
         self.stepper.start(f0)
+        marks = [*self._between(t0, t1), t1]
         if self.h is None:
-            self.h = self.control.initial_step(self.rhs, t0, y, f0, direction)
-        t, marks = t0, [*self._between(t0, t1), t1]
+            room = abs(marks[0] - t0)
+            self.h = self.control.initial_step(self.rhs, t0, y, f0, direction, room)
+        t = t0
         for mark in marks:
             while t != mark:
                 step = self._accepted(t, mark, y, direction)
@@ -62,8 +64,7 @@ class AdaptiveRK:
         return inside if t1 > t0 else inside[::-1]
 
     def _slope(self, t: float, t1: float, y: Tensor) -> Tensor:
-        at = self.sides.after(t, t1)
-        return self.rhs(self.stepper.clock.get(t, t) if at is None else at, y)
+        return self.rhs(self.sides.after(t, t1, self.stepper.clock), y)
 
     def _accepted(self, t: float, mark: float, y: Tensor, direction: float) -> Step:
         """Attempt steps from (t, y) towards ``mark`` until one is accepted."""
@@ -74,7 +75,7 @@ class AdaptiveRK:
             if stats.n_accepted + stats.n_rejected >= control.max_steps:
                 raise StepFailure(Retcode.MAX_ITERS, t, f"{control.max_steps} steps were attempted")
             span = stepper.span(t, t1, h)
-            y1 = stepper.trial(t, t1, span, y, self.sides.before(t, t1))
+            y1 = stepper.trial(t, t1, span, y, self.sides.before(t, t1, stepper.clock))
             ratio = control.ratio(stepper.error(), h, y, y1)
             accept = ratio <= 1.0 or (abs(h) <= control.min_step and math.isfinite(ratio))
             if self.callbacks is not None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgumentError, UnsupportedError
+from ...errors import InvalidArgumentError, UnsupportedError, unknown_name
 from ...problem import Problem
 from ...rhs import RHS, PerFunction, saved_bytes, unlisted_leaves, warn_of_lost_gradients
 from ...solution import Retcode, SolveStats
@@ -19,7 +20,7 @@ from ..base import AdjointRequest, Capabilities, Result
 from . import per_sample
 from .continuous import AdjointPlan, run_continuous
 from .control import tolerance
-from .dense import RestepOutput, UserDense
+from .dense import DenseOutput, RestepOutput, UserDense
 from .direct import run_graph, run_replay
 from .forward import Trace, run, transforms_active
 from .plan import METHODS, Plan, user_norm
@@ -102,7 +103,7 @@ def _run(
         if len(problem.times) == 1:
             return Trace([problem.y0], list(problem.times))
         if solver.option("per_sample", False):
-            return per_sample.run(problem, plan, rhs, solver, stats)
+            return per_sample.run(problem, plan, rhs, solver, stats, event_fn is not None)
         if plan.kind == "scipy":
             solver = _scipy_solver(solver, event_fn)
             stats.adjoint = solver.adjoint
@@ -110,7 +111,7 @@ def _run(
             return _run_direct(problem, solver, plan, rhs, stats, options)
         adjoint_plan = _adjoint_plan(problem, solver, plan, request)
         if not _wants_gradient(problem):
-            return _run_plain(problem, plan, rhs, stats, None, options)
+            return _run_plain(problem, plan, rhs, stats, options)
         refuse_transforms(f"adjoint {solver.adjoint!r}")
         return run_continuous(problem, plan, adjoint_plan, rhs, stats, **options)
     finally:
@@ -135,9 +136,15 @@ def _wants_gradient(problem: Problem) -> bool:
     return problem.y0.requires_grad or problem.t.requires_grad or bool(problem.params)
 
 
-def _run_plain(
-    problem: Problem, plan: Plan, rhs: RHS, stats: SolveStats, f0: Tensor | None, options: Any
-) -> Trace:
+def _run_plain(problem: Problem, plan: Plan, rhs: RHS, stats: SolveStats, options: Any) -> Trace:
+    """No gradient is known to be wanted; refuse where the field depends on one all the same."""
+    f0 = _first_slope(problem, plan, rhs)
+    if f0.requires_grad and torch.is_grad_enabled() and problem.explicit_params is None:
+        raise InvalidArgumentError(
+            f"func depends on tensors that require a gradient, which adjoint {stats.adjoint!r} "
+            "cannot know: make func a torch.nn.Module with them as parameters, pass params "
+            "(adjoint_params), or use adjoint='direct'"
+        )
     with torch.no_grad():
         return run(plan, problem, rhs, problem.y0, f0, stats, graph=False, **options)
 
@@ -180,8 +187,7 @@ def _run_direct(
 
 def _first_slope(problem: Problem, plan: Plan, rhs: RHS) -> Tensor:
     times = problem.times
-    at = plan.sides(rhs.time_dtype).after(times[0], times[-1])
-    return rhs(times[0] if at is None else at, problem.y0)
+    return rhs(plan.sides(rhs.time_dtype).after(times[0], times[-1], {}), problem.y0)
 
 
 def _batched(x: Tensor) -> bool:
@@ -229,17 +235,19 @@ def _run_within_budget(
     key = (problem.y0.shape, problem.y0.dtype)
     per_evaluation = _facts.get(problem.func, key)
     if per_evaluation is None:
-        # a closure's tensors are known to the graph alone: then the graph has no limit
-        lost = f0.requires_grad and unlisted_leaves(problem, f0, problem.y0)
-        per_evaluation = 0 if lost else saved_bytes(f0, problem.y0)
-        _facts.put(problem.func, key, per_evaluation)
+        per_evaluation = saved_bytes(f0, problem.y0)
+        if f0.requires_grad:
+            _facts.put(problem.func, key, per_evaluation)
     budget = float(solver.option("graph_memory", GRAPH_MEMORY))
+    replay = _facts.get(problem.func, (*key, "replay", budget)) is not None
+    # the tensors of a closure are known to the graph alone: then the graph has no limit
+    limited = not f0.requires_grad or not unlisted_leaves(problem, f0, problem.y0)
 
     def watch() -> None:
-        if rhs.nfe * per_evaluation > budget:
+        if limited and rhs.nfe * per_evaluation > budget:
             raise _GraphTooLarge
 
-    if _facts.get(problem.func, (*key, "replay", budget)) is None:
+    if not (replay and limited):
         try:
             return run_graph(problem, plan, rhs, f0, stats, watch=watch, **options)
         except _GraphTooLarge:
@@ -258,7 +266,7 @@ def _adjoint_plan(
     options = dict(request.options or {})
     norm = options.pop("norm", None)
     method = request.method or plan.method
-    if request.options is None:
+    if not options and request.method in (None, plan.method):
         forward = dict(solver.options or {})
         for name in ("norm", "dense", "checkpoint", "graph_memory", "first_step"):
             forward.pop(name, None)
@@ -268,7 +276,9 @@ def _adjoint_plan(
             f"method {plan.method!r} has no interpolant of its order, which adjoint {kind!r} "
             "needs; use adjoint='direct' or 'backsolve', or method='dopri5'"
         )
-    if kind == "gauss" and callable(norm):
+    if isinstance(norm, str) and norm != "seminorm":
+        raise unknown_name("adjoint norm", norm, ("seminorm",))
+    if kind != "backsolve" and callable(norm):
         raise InvalidArgumentError(
             "an adjoint norm over (t, y, adj_y, *params) belongs to adjoint='backsolve'"
         )
@@ -287,6 +297,10 @@ def _first(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
+def _given(dense: DenseOutput) -> DenseOutput:
+    return dense
+
+
 def _result(problem: Problem, plan: Plan, trace: Trace, stats: SolveStats) -> Result:
     retcode, message = Retcode.SUCCESS, ""
     if trace.failure is not None:
@@ -297,10 +311,10 @@ def _result(problem: Problem, plan: Plan, trace: Trace, stats: SolveStats) -> Re
     dense = None
     flat = trace.dense
     if flat is not None and flat.h:
-        dense = UserDense(lambda: flat, problem.structure)
+        dense = UserDense(partial(_given, flat), problem.structure)
     elif trace.step_y and plan.tableau is not None:
-        source = (trace.step_t, trace.step_y, problem, plan.tableau)
-        dense = UserDense(lambda: RestepOutput.of(*source), problem.structure)
+        make = partial(RestepOutput.of, trace.step_t, trace.step_y, problem, plan)
+        dense = UserDense(make, problem.structure)
     rows = trace.rows
     y = torch.stack(rows) if isinstance(rows, list) else rows
     return Result(y, stats, retcode, message, trace.step_t, dense, trace.event)

@@ -14,6 +14,7 @@ incoming gradient, unless the user sets it: scaling the loss scales the gradient
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,26 +93,29 @@ class _ContinuousAdjoint(torch.autograd.Function):
     def forward(ctx: Any, task: AdjointTask, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
         options = dict(task.run_options)
         options["dense"] = options.get("dense", False) or task.adjoint.kind != "backsolve"
-        y0 = y0.detach().clone()
+        root, y0 = y0, y0.detach().clone()
         trace = run(task.plan, task.problem, task.rhs, y0, None, task.stats, graph=False, **options)
         rows = torch.stack(trace.rows)
         ctx.problem, ctx.adjoint, ctx.stats = task.problem, task.adjoint, task.stats
         ctx.dense = trace.dense
-        ctx.save_for_backward(rows.clone(), t, *params)
+        ctx.save_for_backward(rows.clone(), root, t, *params)
         task.trace = trace
         return rows
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         started = time.perf_counter()
-        rows, t, *params = ctx.saved_tensors
+        rows, y0, t, *params = ctx.saved_tensors
         with torch.no_grad():
             sweep = _Sweep(ctx, rows, grad.detach(), params)
-            grads = sweep.run(need_t=ctx.needs_input_grad[2])
+            try:
+                grads = sweep.run(need_t=ctx.needs_input_grad[2])
+            finally:
+                sweep.stream = None  # it refers back to the sweep
         ctx.stats.nfe_backward = sweep.rhs.n_vjp + sweep.rhs.nfe
         ctx.stats.seconds_backward = time.perf_counter() - started
         if torch.is_grad_enabled():
-            grads = once_only(ctx.adjoint.kind, grads, [grad, t, *params])
+            grads = once_only(ctx.adjoint.kind, grads, [grad, y0, t, *params])
         return None, *grads
 
 
@@ -132,6 +136,7 @@ class _Sweep:
         extra = 0 if kind == "gauss" else sum(p.numel() for p in params)
         self.has_y = kind == "backsolve"
         self.sizes = ([n] if self.has_y else []) + [n, extra]
+        self.size = float(self.grad.abs().square().mean(dim=1).max().sqrt()) if n else 0.0
         self.plan = self._scaled_plan()
         callbacks = Callbacks.of(
             self.problem.func, self.rhs.time, self._for_callbacks, self.plan.callbacks, "_adjoint"
@@ -144,9 +149,8 @@ class _Sweep:
     def _scaled_plan(self) -> Plan:
         plan = self.adjoint.plan
         atol = plan.atol
-        if self.adjoint.relative_atol and not self.has_y:
-            size = float(self.grad.abs().square().mean(dim=1).max().sqrt())
-            atol = atol * size if size > 0 else atol
+        if self.adjoint.relative_atol and not self.has_y and self.size > 0:
+            atol = atol * self.size
         return replace(
             plan, atol=self._extended(atol), rtol=self._extended(plan.rtol), norm=self._norm()
         )
@@ -204,6 +208,10 @@ class _Sweep:
     def run(self, need_t: bool) -> list[Tensor | None]:
         """Gradients of (y0, t, *params)."""
         times, rows, grad = self.problem.times, self.rows, self.grad
+        if not math.isfinite(self.size):  # as backpropagation: NaN, for a gradient scaler to see
+            nan = [torch.full_like(x, math.nan) for x in (rows[0], *self.totals)]
+            d_t = torch.full_like(self.problem.t, math.nan) if need_t else None
+            return [nan[0], d_t, *nan[1:]]
         lam = torch.zeros_like(rows[0])
         d_t = torch.zeros(len(times), dtype=torch.float64, device=rows.device)
         for i in reversed(range(1, rows.shape[0])):
@@ -217,6 +225,7 @@ class _Sweep:
 
     def _interval(self, t1: float, t0: float, y: Tensor, lam: Tensor) -> Tensor:
         z = self._pack(y, lam)
+        self.steps_taken.n_accepted = self.steps_taken.n_rejected = 0  # max_steps an interval
         try:
             for step in self._steps(z, t1, t0):
                 z = step.y1

@@ -86,6 +86,7 @@ class Control:
         self.max_steps, self.first_step = max_steps, first_step
         self.min_step, self.max_step = float(min_step), float(max_step)
         self.safety, self.ifactor, self.dfactor = float(safety), float(ifactor), float(dfactor)
+        self._rejected: tuple[Tensor, Tensor] | None = None
         self._before: tuple[Tensor, Tensor] | None = None
 
     def ratio(self, error: Tensor, h: float, y0: Tensor, y1: Tensor) -> float:
@@ -112,8 +113,13 @@ class Control:
         return min(self.ifactor, max(shrink, self.safety * ratio ** (-1.0 / self.order)))
 
     @torch.no_grad()
-    def initial_step(self, rhs: RHS, t0: float, y0: Tensor, f0: Tensor, direction: float) -> float:
-        """First step size after Hairer, Nørsett & Wanner, Solving ODEs I, II.4; one evaluation."""
+    def initial_step(
+        self, rhs: RHS, t0: float, y0: Tensor, f0: Tensor, direction: float, room: float
+    ) -> float:
+        """First step size after Hairer, Nørsett & Wanner, Solving ODEs I, II.4.
+
+        One evaluation, at most ``room`` away: not beyond the span or the next discontinuity.
+        """
         if self.first_step is not None:
             return float(self.first_step)
         y0, f0 = y0.detach(), f0.detach()
@@ -123,6 +129,7 @@ class Control:
             what = "y0" if not math.isfinite(d0) else "the field at y0"
             raise StepFailure(Retcode.UNSTABLE, t0, f"{what} is not finite")
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+        h0 = min(h0, room, self.max_step)
         y1 = torch.add(y0, f0, alpha=direction * h0)
         d2 = self.norm((rhs(t0 + direction * h0, y1) - f0) / scale) / h0
         if not math.isfinite(d2):

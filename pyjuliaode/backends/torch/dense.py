@@ -14,8 +14,8 @@ from torch import Tensor
 from ...errors import InvalidArgumentError
 from ...problem import Problem, Structure
 from ...rhs import RHS, Time
+from .plan import Plan
 from .runge_kutta import GraphStepper, powers_of
-from .tableaus import Tableau
 
 
 class DenseOutput:
@@ -59,17 +59,18 @@ class RestepOutput(DenseOutput):
     state for every accepted step.
     """
 
-    def __init__(self, t0: float, direction: float, rhs: RHS, tableau: Tableau):
+    def __init__(self, t0: float, direction: float, rhs: RHS, plan: Plan):
         super().__init__(t0, direction)
-        self.stepper = GraphStepper(rhs, tableau)
+        self.stepper = GraphStepper(rhs, plan.tableau)
+        self.sides = plan.sides(rhs.time_dtype)
 
     @classmethod
     def of(
-        cls, step_t: list[float], step_y: list[Tensor], problem: Problem, tableau: Tableau
+        cls, step_t: list[float], step_y: list[Tensor], problem: Problem, plan: Plan
     ) -> RestepOutput:
         """From recorded step boundaries, and the states at all of them but the last."""
         direction = 1.0 if step_t[-1] >= step_t[0] else -1.0
-        dense = cls(step_t[0], direction, RHS(problem), tableau)
+        dense = cls(step_t[0], direction, RHS(problem), plan)
         dense.bounds, dense.y = step_t, step_y
         dense.h = [b - a for a, b in pairwise(step_t)]
         return dense
@@ -82,11 +83,14 @@ class RestepOutput(DenseOutput):
     @torch.no_grad()
     def at(self, t: float) -> Tensor:
         i = self.segment(t)
-        start, y = self.bounds[i], self.y[i]
+        start, end, y = self.bounds[i], self.bounds[i + 1], self.y[i]
         if t == start:
             return y
-        self.stepper.start(self.stepper.rhs(start, y))
-        return self.stepper.trial(start, t, t - start, y, close=False)
+        if t == end and i + 1 < len(self.y):
+            return self.y[i + 1]
+        self.stepper.start(self.stepper.rhs(self.sides.after(start, end, {}), y))
+        t_end = self.sides.before(start, end, {}) if t == end else None
+        return self.stepper.trial(start, t, t - start, y, t_end, close=False)
 
 
 class UserDense:
@@ -105,9 +109,11 @@ class UserDense:
         if ts.ndim > 1:
             raise InvalidArgumentError(f"t must be a number or 1-d, got shape {tuple(ts.shape)}")
         low, high = sorted((self.flat.bounds[0], self.flat.bounds[-1]))
+        slack = 4 * torch.finfo(ts.dtype).eps * max(abs(low), abs(high))
         values = ts.reshape(-1).tolist()
-        for x in values:
-            if not low <= x <= high:
+        for k, x in enumerate(values):
+            values[k] = min(max(x, low), high)
+            if abs(values[k] - x) > slack:
                 raise InvalidArgumentError(
                     f"t = {x:g} lies outside the solved span [{low:g}, {high:g}]"
                 )

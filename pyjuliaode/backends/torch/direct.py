@@ -88,23 +88,23 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, task: ReplayTask, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
         options = dict(task.run_options)
         rhs = options.pop("rhs")
-        y0 = y0.detach().clone()
+        root, y0 = y0, y0.detach().clone()
         f0 = None if task.f0 is None else task.f0.detach()
         options.update(graph=False, record=True, land=ctx.needs_input_grad[2])
         trace = run(task.plan, task.problem, rhs, y0, f0, task.stats, **options)
         ctx.problem, ctx.plan, ctx.stats = task.problem, task.plan, task.stats
         ctx.step_t, ctx.step_y = trace.step_t, trace.step_y
         trace.step_y = trace.step_y if task.run_options["record"] else []
-        ctx.save_for_backward(t, *params)
+        ctx.save_for_backward(root, t, *params)
         task.trace = trace
         return torch.stack(trace.rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        t, *params = ctx.saved_tensors
+        y0, t, *params = ctx.saved_tensors
         grads = _replay_backward(ctx, grad.detach(), t, params)
         if torch.is_grad_enabled():
-            grads = once_only("direct (replay)", grads, [grad, t, *params])
+            grads = once_only("direct (replay)", grads, [grad, y0, t, *params])
         return None, *grads
 
 
@@ -167,10 +167,9 @@ def _repeat(
     """One accepted step again, as autograd operations."""
     stepper = GraphStepper(rhs, plan.tableau, clock)
     sides = plan.sides(rhs.time_dtype)
-    at = sides.after(t0, t1)
-    stepper.start(rhs(clock.get(t0, t0) if at is None else at, y))
+    stepper.start(rhs(sides.after(t0, t1, clock), y))
     h = stepper.span(t0, t1, t1 - t0)
-    y1 = stepper.trial(t0, t1, h, y, sides.before(t0, t1), close=close)
+    y1 = stepper.trial(t0, t1, h, y, sides.before(t0, t1, clock), close=close)
     return Step(stepper, t0, t1, h, y, y1)
 
 

@@ -67,11 +67,10 @@ class FixedRK:
         for t, t1 in pairwise(grid):
             _count(self.stats, self.max_steps, t)
             if slope is None:
-                at = self.sides.after(t, t1)
-                slope = self.rhs(stepper.clock.get(t, t) if at is None else at, y)
+                slope = self.rhs(self.sides.after(t, t1, stepper.clock), y)
             stepper.start(slope)
             h = stepper.span(t, t1, t1 - t)
-            y1 = stepper.trial(t, t1, h, y, self.sides.before(t, t1))
+            y1 = stepper.trial(t, t1, h, y, self.sides.before(t, t1, stepper.clock))
             if self.callbacks is not None:
                 self.callbacks.report(True, t, y, t1 - t)
             yield Step(stepper, t, t1, h, y, y1)
@@ -100,6 +99,11 @@ class HermiteStep:
         f1: Callable[[], Tensor],
     ):
         self.t0, self.t1, self.h, self.y0, self.y1, self.f0, self._f1 = t0, t1, h, y0, y1, f0, f1
+
+    @property
+    def start(self) -> Time:
+        """t0, with its gradient where it carries one."""
+        return self.t1 - self.h
 
     def _coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
         d, a, b = self.y1 - self.y0, self.h * self.f0, self.h * self._f1()
@@ -147,13 +151,14 @@ class Adams:
         slope = f0
         for t, t1 in pairwise(grid):
             if slope is None:
-                at = self.sides.after(t, t1)
-                slope = self.rhs(self.clock.get(t, t) if at is None else at, y)
+                slope = self.rhs(self.sides.after(t, t1, {}), y)
+            if t in self.clock:
+                # the start moves along the solution: dy/dt0 = -Φ f; its history stays in place
+                shift = self.clock[t] - self.clock[t].detach()
+                y = y - slope * shift.to(y.dtype)
             history = [(t, slope), *history[: self.max_order - 1]]
             _count(self.stats, self.max_steps, t)
             h = t1 - t
-            if t in self.clock or t1 in self.clock:
-                h = self.clock.get(t1, t1) - self.clock.get(t, t)
             y1 = self._advance(t, t1, h, y, history)
             if self.callbacks is not None:
                 self.callbacks.report(True, t, y, t1 - t)
@@ -163,8 +168,8 @@ class Adams:
 
     def _end(self, t: float, t1: float) -> Time:
         """Where the field is evaluated at the end of a step."""
-        at = self.sides.before(t, t1)
-        return self.clock.get(t1, t1) if at is None else at
+        at = self.sides.before(t, t1, {})
+        return t1 if at is None else at
 
     def _advance(
         self, t: float, t1: float, h: Time, y: Tensor, history: list[tuple[float, Tensor]]
@@ -177,9 +182,9 @@ class Adams:
         return self._correct(self._end(t, t1), h, y, y1, nodes, slopes) if self.implicit else y1
 
     def _starting_step(self, t: float, t1: float, h: Time, y: Tensor, slope: Tensor) -> Tensor:
-        k, start = [slope], self.clock.get(t, t)
+        k = [slope]
         for c, a in zip(RK4.c[1:], RK4.a, strict=True):
-            at = self._end(t, t1) if c == 1.0 else start + c * h
+            at = self._end(t, t1) if c == 1.0 else t + c * h
             k.append(self.rhs(at, combine(y, h, a, k)))
         return combine(y, h, RK4.b, k)
 

@@ -136,7 +136,7 @@ def _dense_output(
         return DenseOutput(t0, direction)
     if plan.tableau is None:
         return None
-    return RestepOutput(t0, direction, rhs, plan.tableau)
+    return RestepOutput(t0, direction, rhs, plan)
 
 
 def _collect(
@@ -166,7 +166,7 @@ def state_at(step: Any, t: float, at: Time, linear: bool) -> Tensor:
     if t == step.t1:
         return step.y1
     if linear:
-        theta = (at - step.t0) / step.h
+        theta = (at - step.start) / step.h
         return step.y0 + theta * (step.y1 - step.y0)
     return step.interpolate(at)
 

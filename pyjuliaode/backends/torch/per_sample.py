@@ -43,7 +43,9 @@ class _Batch:
         return x.abs().movedim(self.dim, 0).reshape(self.size, -1).square().mean(1).sqrt()
 
 
-def run(problem: Problem, plan: Plan, rhs: RHS, solver: Solver, stats: SolveStats) -> Trace:
+def run(
+    problem: Problem, plan: Plan, rhs: RHS, solver: Solver, stats: SolveStats, events: bool
+) -> Trace:
     """Solve; see the module's docstring.
 
     Raises:
@@ -52,6 +54,10 @@ def run(problem: Problem, plan: Plan, rhs: RHS, solver: Solver, stats: SolveStat
             gradients with respect to the times.
     """
     batch = _check(problem, plan, solver)
+    ignored = [n for n in ("jump_t", "step_t", "perturb", "norm") if solver.option(n)]
+    if events or solver.option("dense", False) is True or ignored:
+        what = ", ".join(ignored) or ("events" if events else "dense output")
+        raise UnsupportedError(f"per_sample does not support {what}; use a joint solve")
     stats.adjoint = "direct"
     loop = _Loop(problem, plan, rhs, batch, stats)
     try:
@@ -106,6 +112,14 @@ class _Loop:
             cut = torch.minimum(h, (end - t).abs())
             y1, f1, slopes, ratio = self._trial(t, cut, y, f)
             accept = ratio <= 1.0  # False where the ratio is NaN
+            accept = accept | ((cut <= self.control.min_step) & ratio.isfinite())
+            if not bool(accept.all()):
+                self.stats.n_rejected += 1
+                if y1.requires_grad:
+                    # a rejected trial may hold NaN, which reaches the gradient through where():
+                    # repeat it with a step of no length for the samples that it rejects
+                    kept = torch.where(accept, cut, torch.zeros_like(cut))
+                    y1, f1, slopes, _ = self._trial(t, kept, y, f)
             t1 = torch.where(cut < h, torch.full_like(t, end), t + self.sign * cut)
             rows = self._outputs(rows, t, t1, accept, cut, y, y1, slopes)
             active = t != end
@@ -171,7 +185,7 @@ class _Loop:
             if not low < sign * times[j] <= high:
                 continue
             inside = accept & (sign * t < sign * times[j]) & (sign * times[j] <= sign * t1)
-            theta = (sign * (times[j] - t) / h.clamp(min=1e-300)).clamp(0, 1)
+            theta = (sign * (times[j] - t) / h.clamp(min=torch.finfo(h.dtype).tiny)).clamp(0, 1)
             state = self._extend(y, batch.spread(sign * h), batch.spread(theta), k)
             state = torch.where(batch.spread(t1 == times[j]), y1, state)
             rows[j] = torch.where(batch.spread(inside), state, rows[j])

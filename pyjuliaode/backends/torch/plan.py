@@ -34,8 +34,8 @@ _KNOWN = {
         *("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor"),
         *("step_t", "jump_t"),
     },
-    "fixed": {"step_size", "grid_constructor", "interp"},
-    "adams": {"step_size", "grid_constructor", "interp", "max_order", "max_iters"},
+    "fixed": {"step_size", "grid_constructor", "interp", "jump_t"},
+    "adams": {"step_size", "grid_constructor", "interp", "jump_t", "max_order", "max_iters"},
     "scipy": {"solver", "min_step", "max_step", "first_step"},
 }
 

@@ -30,13 +30,18 @@ class Sides:
         """Whether the slope before t differs from the one after it."""
         return self.perturb or t in self.jumps
 
-    def after(self, t: float, t1: float) -> float | None:
-        """Where to evaluate the first slope of a step from t to t1, if not at t."""
-        return nudge(t, t1, self.dtype) if self.apart(t) else None
+    def after(self, t: float, t1: float, clock: Mapping[float, Tensor]) -> Time:
+        """Where to evaluate the first slope of a step from t to t1."""
+        return self._aside(t, t1, clock) if self.apart(t) else clock.get(t, t)
 
-    def before(self, t: float, t1: float) -> float | None:
+    def before(self, t: float, t1: float, clock: Mapping[float, Tensor]) -> Time | None:
         """Where to evaluate the last slopes of a step from t to t1, if not at t1."""
-        return nudge(t1, t, self.dtype) if self.apart(t1) else None
+        return self._aside(t1, t, clock) if self.apart(t1) else None
+
+    def _aside(self, t: float, towards: float, clock: Mapping[float, Tensor]) -> Time:
+        """The number next to t, with the gradient of t where t carries one."""
+        aside, at = nudge(t, towards, self.dtype), clock.get(t)
+        return aside if at is None else aside + (at - at.detach())
 
 
 def nudge(t: float, towards: float, dtype: torch.dtype) -> float:
@@ -68,13 +73,26 @@ class Step:
         if stepper.tableau.interpolant is None:
             return restep(stepper, self.t0, self.y0, t)
         stepper.complete(self.y1)
-        theta = (t - stepper.clock.get(self.t0, self.t0)) / self.h
+        theta = (t - self.start) / self.h
         return stepper.extend(self.y0, self.h, theta)
+
+    @property
+    def start(self) -> Time:
+        """t0, with its gradient where it carries one."""
+        return self._stepper.clock.get(self.t0, self.t0)
 
     def polynomial(self) -> Tensor:
         """Coefficients (N, degree) of y(θ) = y0 + Σ_j q_j θ^(j+1), detached."""
         self._stepper.complete(self.y1)
         return self._stepper.polynomial(float(self.h))
+
+
+def span_between(t0: float, t1: float, h: float, clock: Mapping[float, Tensor]) -> Time:
+    """h, with the gradient of its ends where these carry one; its value is not rounded by them."""
+    if t0 not in clock and t1 not in clock:
+        return h
+    delta = clock.get(t1, t1) - clock.get(t0, t0)
+    return h + (delta - delta.detach())
 
 
 class Stepper:
@@ -93,9 +111,7 @@ class Stepper:
 
     def span(self, t0: float, t1: float, h: float) -> Time:
         """The step length: a tensor where one of its ends carries a gradient."""
-        if t0 in self.clock or t1 in self.clock:
-            return self.clock.get(t1, t1) - self.clock.get(t0, t0)
-        return h
+        return span_between(t0, t1, h, self.clock)
 
     def start(self, slope: Tensor) -> None:
         """Set the first slope of the next step."""

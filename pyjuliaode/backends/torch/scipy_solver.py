@@ -24,6 +24,10 @@ class ScipyStep:
     def __init__(self, t0: float, t1: float, y0: Tensor, y1: Tensor, sol: Any):
         self.t0, self.t1, self.h, self.y0, self.y1, self._sol = t0, t1, t1 - t0, y0, y1, sol
 
+    @property
+    def start(self) -> float:
+        return self.t0
+
     def interpolate(self, t: Time) -> Tensor:
         return torch.as_tensor(self._sol(float(t)), device=self.y0.device).to(self.y0.dtype)
 
