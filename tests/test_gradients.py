@@ -302,3 +302,105 @@ def test_backward_statistics_are_filled_in():
         if adjoint in ("direct", "replay"):  # one product for each stage of the accepted steps
             expected = 6 * s.stats.n_accepted
             assert expected <= s.stats.nfe_backward <= expected + 1
+
+
+@pytest.mark.parametrize("adjoint", ["replay", "gauss", "interpolating", "backsolve"])
+def test_double_backward_is_refused_where_only_the_state_requires_a_gradient(adjoint):
+    class Square(nn.Module):
+        def forward(self, t, y):
+            return -(y**2)
+
+    y0 = torch.ones(1, dtype=F64, requires_grad=True)
+    y = pjo.solve(Square(), y0, [0.0, 1.0], solver(adjoint, 1e-8)).y
+    (grad,) = torch.autograd.grad(y[-1].sum(), y0, create_graph=True)
+    assert grad.requires_grad
+    with pytest.raises(pjo.UnsupportedError, match="adjoint='direct'"):
+        torch.autograd.grad((grad**2).sum() + (y0**2).sum(), y0)
+
+
+@pytest.mark.parametrize("adjoint", [None, "gauss", "interpolating", "backsolve"])
+@pytest.mark.parametrize("extra", [{}, {"norm": "seminorm"}])
+def test_the_adjoint_solve_keeps_the_step_size_of_the_forward_one(adjoint, extra):
+    field = Field()
+    y0 = torch.randn(2, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 5.0], dtype=F64)
+    named = {} if adjoint is None else {"adjoint": adjoint}
+    fixed = {"method": "rk4", "options": {"step_size": 0.02}}
+    y = pjo.odeint_adjoint(field, y0, t, **fixed, adjoint_options={**named, **extra})
+    found = gradients(y, [y0, *field.parameters()])
+    wanted = gradients(pjo.odeint(field, y0, t, **fixed), [y0, *field.parameters()])
+    assert relative_error(found, wanted) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("heun3", {"perturb": True, "step_size": 0.05}),
+        ("rk4", {"perturb": True, "step_size": 0.1}),
+        ("dopri5", {"perturb": True}),
+        ("rk4", {"interp": "linear", "step_size": 0.3}),
+        ("explicit_adams", {"step_size": 0.05}),
+        ("implicit_adams", {"step_size": 0.05}),
+    ],
+)
+def test_gradients_of_times_with_options(method, options):
+    """Against the tight gradient; the bound is the error of the methods at these steps.
+
+    Between the ends a linear interpolant has a derivative of first order only.
+    """
+    t = torch.tensor([0.1, 0.45, 0.8, 1.3], dtype=F64, requires_grad=True)
+    f = lambda t, y: torch.sin(3 * t) * y + t**2  # noqa: E731
+    exact = pjo.Solver("dopri8", 1e-12, 1e-12, adjoint="direct")
+
+    def loss(t, solver):
+        return pjo.solve(f, torch.ones(1, dtype=F64), t, solver).y.square().sum()
+
+    (wanted,) = torch.autograd.grad(loss(t, exact), t)
+    (found,) = torch.autograd.grad(loss(t, solver("direct", 1e-9, method, **options)), t)
+    if "interp" in options:
+        found, wanted = found[[0, -1]], wanted[[0, -1]]
+    assert float((found - wanted).abs().max()) < 1e-2
+
+
+def test_a_gradient_of_the_times_does_not_change_the_value_in_float32():
+    t = torch.tensor([1000.0, 1000.001], dtype=F64)
+    f = lambda t, y: torch.ones_like(y)  # noqa: E731
+    plain = pjo.solve(f, torch.zeros(1), t, pjo.Solver("rk4")).y[-1]
+    graph = pjo.solve(f, torch.zeros(1), t.clone().requires_grad_(), pjo.Solver("rk4")).y[-1]
+    assert abs(float(plain) - float(graph.detach())) < 1e-9
+
+
+def test_a_conditioning_that_becomes_learned_is_not_lost_by_auto():
+    class Conditioned(Field):
+        cond = torch.zeros(2, dtype=F64)
+
+        def forward(self, t, y):
+            return super().forward(t, y) + self.cond * y
+
+    field, tight = Conditioned(), pjo.Solver("dopri5", options={"graph_memory": 1000})
+    y0, encoder = torch.ones(2, dtype=F64), torch.ones(2, dtype=F64, requires_grad=True)
+    pjo.solve(field, y0, [0.0, 1.0], tight)
+    field.cond = 0.5 * encoder
+    pjo.solve(field, y0, [0.0, 1.0], tight).y.sum().backward()
+    assert float(encoder.grad.abs().min()) > 0
+
+
+def test_a_plain_function_of_learned_tensors_is_refused_by_continuous_adjoints():
+    net = nn.Linear(2, 2).to(F64)
+    with pytest.raises(pjo.InvalidArgumentError, match="adjoint='direct'"):
+        pjo.solve(lambda t, y: net(y), torch.ones(2, dtype=F64), [0.0, 1.0], solver("gauss", 1e-6))
+
+
+def test_a_non_finite_incoming_gradient_becomes_nan_as_in_backpropagation():
+    field, y0 = Field(), torch.randn(2, 2, dtype=F64, requires_grad=True)
+    y = pjo.solve(field, y0, [0.0, 1.0], solver("gauss", 1e-6)).y
+    (grad,) = torch.autograd.grad(y, y0, torch.full_like(y, float("inf")))
+    assert bool(grad.isnan().all())
+
+
+def test_max_steps_bounds_each_interval_of_the_adjoint():
+    field, y0 = Field(), torch.randn(2, 2, dtype=F64, requires_grad=True)
+    short = pjo.Solver("dopri5", 1e-6, 1e-6, adjoint="gauss", max_steps=50)
+    y = pjo.solve(field, y0, torch.linspace(0, 1, 101, dtype=F64), short).y
+    y.sum().backward()
+    assert bool(y0.grad.isfinite().all())

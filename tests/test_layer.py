@@ -189,6 +189,7 @@ def test_no_reference_cycle_keeps_solutions_alive():
                 watch = weakref.ref(s.y)
                 del s
                 assert watch() is None, adjoint
+                assert gc.collect() == 0, adjoint
     finally:
         gc.enable()
 
@@ -221,3 +222,43 @@ def test_the_host_waits_for_the_device_at_most_once_in_a_step(adjoint):
         s.y[-1].square().sum().backward()
     steps_back = {"direct": 0, "replay": 0}.get(adjoint, s.stats.nfe_backward // 6)
     assert reads <= steps_back + 4
+
+
+def test_per_sample_gradients_are_finite_in_float32():
+    field = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
+    solver = pjo.Solver("dopri5", 1e-4, 1e-4, options={"per_sample": True})
+    own = pjo.NeuralODE(field, solver=solver)
+    h0 = 3 * torch.randn(32, 2)
+    own(h0).square().sum().backward()
+    found = field[0].weight.grad.clone()
+    field.zero_grad()
+    pjo.NeuralODE(field, solver=pjo.Solver("dopri5", 1e-5, 1e-5))(h0).square().sum().backward()
+    assert relative_error([found], [field[0].weight.grad]) < 1e-3
+
+
+def test_a_rejected_nan_trial_does_not_reach_per_sample_gradients():
+    w = torch.tensor(1.0, dtype=F64, requires_grad=True)
+    options = {"per_sample": True, "first_step": 0.5}
+    y0 = torch.tensor([[1.0], [2.0]], dtype=F64, requires_grad=True)
+    f = lambda t, y: -w * torch.sqrt(y - 0.3)  # noqa: E731
+    s = pjo.solve(f, y0, [0.0, 1.4], pjo.Solver("dopri5", 1e-6, 1e-6, options=options))
+    s.y.sum().backward()
+    assert s.stats.n_rejected > 0
+    assert bool(y0.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "options", [{"jump_t": [0.5]}, {"step_t": [0.5]}, {"perturb": True}, {"dense": True}]
+)
+def test_per_sample_refuses_what_it_does_not_support(options):
+    solver = pjo.Solver("dopri5", options={"per_sample": True, **options})
+    with pytest.raises(pjo.UnsupportedError, match="joint solve"):
+        pjo.solve(lambda t, y: -y, torch.ones(2, 1), [0.0, 1.0], solver)
+
+
+def test_per_sample_refuses_events():
+    solver = pjo.Solver("dopri5", options={"per_sample": True})
+    with pytest.raises(pjo.UnsupportedError, match="events"):
+        pjo.solve(
+            lambda t, y: -y, torch.ones(2, 1), [0.0, 1.0], solver, event_fn=lambda t, y: y[0] - 0.5
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -243,3 +244,39 @@ def test_every_solution_can_be_asked_for_times_between(method, adjoint):
     assert not found.requires_grad
     bound = 1e-4 if method == "midpoint" else 1e-5
     assert float((found[:, 0] - torch.exp(torch.sin(t))).abs().max()) < bound
+
+
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "dopri8", "rk4"])
+@pytest.mark.parametrize("dense", ["steps", True])
+def test_dense_output_is_on_the_right_side_of_a_discontinuity(method, dense):
+    f = lambda t, y: torch.where(t <= 0.5, 1.0, -1.0).to(y) * torch.ones_like(y)  # noqa: E731
+    options = {"jump_t": [0.5], "dense": dense}
+    solver = pjo.Solver(method, 1e-8, 1e-8, dt=0.1, options=options)
+    sol = pjo.solve(f, torch.zeros(1, dtype=F64), [0.0, 1.0], solver)
+    for t, wanted in ((0.3, 0.3), (0.5, 0.5), (0.7, 0.3), (1.0, 0.0)):
+        assert abs(float(sol(t)) - wanted) < 1e-8, t
+
+
+def test_nothing_is_evaluated_outside_the_span():
+    times = []
+
+    def f(t, y):
+        times.append(float(t))
+        return 1e-3 * torch.ones_like(y)
+
+    pjo.solve(f, torch.full((2,), 1000.0), [0.0, 1.0])
+    assert min(times) >= 0.0
+    assert max(times) <= 1.0
+
+
+def test_solutions_and_errors_are_pickled():
+    sol = pjo.solve(_decay, torch.ones(1, dtype=F64), [0.0, 1.0])
+    copy = pickle.loads(pickle.dumps(sol))
+    assert torch.equal(copy.y, sol.y)
+    assert float(copy(0.5)) == float(sol(0.5))
+    error = pickle.loads(pickle.dumps(pjo.SolverError("why", pjo.Retcode.UNSTABLE)))
+    assert error.retcode is pjo.Retcode.UNSTABLE
+
+
+def _decay(t, y):
+    return -y

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -240,14 +240,17 @@ def _run_within_budget(
             _facts.put(problem.func, key, per_evaluation)
     budget = float(solver.option("graph_memory", GRAPH_MEMORY))
     replay = _facts.get(problem.func, (*key, "replay", budget)) is not None
-    # the tensors of a closure are known to the graph alone: then the graph has no limit
-    limited = not f0.requires_grad or not unlisted_leaves(problem, f0, problem.y0)
+
+    @cache
+    def limited() -> bool:
+        """Tensors of a closure are known to the graph alone: then the graph has no limit."""
+        return not f0.requires_grad or not unlisted_leaves(problem, f0, problem.y0)
 
     def watch() -> None:
-        if limited and rhs.nfe * per_evaluation > budget:
+        if rhs.nfe * per_evaluation > budget and limited():
             raise _GraphTooLarge
 
-    if not (replay and limited):
+    if not (replay and limited()):
         try:
             return run_graph(problem, plan, rhs, f0, stats, watch=watch, **options)
         except _GraphTooLarge:

@@ -156,6 +156,7 @@ class Adams:
                 # the start moves along the solution: dy/dt0 = -Φ f; its history stays in place
                 shift = self.clock[t] - self.clock[t].detach()
                 y = y - slope * shift.to(y.dtype)
+                slope = self.rhs(self.sides.after(t, t1, {}), y)
             history = [(t, slope), *history[: self.max_order - 1]]
             _count(self.stats, self.max_steps, t)
             h = t1 - t
