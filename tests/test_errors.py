@@ -60,6 +60,9 @@ def test_problems_are_checked_before_the_field_is_called(arguments, match):
         ({"method": "rk4", "options": {"step_size": -0.1}}, "step_size must be positive"),
         ({"method": "rk4", "options": {"interp": "cubik"}}, "unknown interp 'cubik'.*'cubic'"),
         ({"method": "explicit_adams", "options": {"max_order": 40}}, "max_order"),
+        ({"options": {"first_step": -1.0}}, r"first_step must lie in \(0, inf\]"),
+        ({"options": {"safety": 1.5}}, r"safety must lie in \(0, 1\]"),
+        ({"options": {"ifactor": 0.5}}, r"ifactor must lie in \(1, inf\]"),
     ],
 )
 def test_solver_settings_are_checked_before_the_field_is_called(settings, match):

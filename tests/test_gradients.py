@@ -404,3 +404,51 @@ def test_max_steps_bounds_each_interval_of_the_adjoint():
     y = pjo.solve(field, y0, torch.linspace(0, 1, 101, dtype=F64), short).y
     y.sum().backward()
     assert bool(y0.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_autocast_around_a_solve_reaches_the_field_and_not_the_steps(adjoint):
+    """Products in bfloat16 (3 digits), states and gradients in float32, forward and backward."""
+    net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
+    seen = set()
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, t, y):
+            out = self.net(y)
+            seen.add((y.dtype, out.dtype))
+            return out
+
+    y0, found = torch.randn(8, 2), []
+    for enabled in (False, True):
+        net.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            y = pjo.solve(Mixed(), y0, [0.0, 1.0], solver(adjoint, 1e-3)).y
+        assert y.dtype == torch.float32
+        y[-1].square().sum().backward()
+        found.append([p.grad.clone() for p in net.parameters()])
+    assert seen == {(torch.float32, torch.float32), (torch.float32, torch.bfloat16)}
+    assert relative_error(found[1], found[0]) < 0.05
+
+
+def test_complex_parameters_of_a_real_state_are_refused_where_they_would_lose_a_part():
+    class Rate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.5 + 0.3j, dtype=torch.complex128))
+
+        def forward(self, t, y):
+            return (self.rate * self.rate).imag * y
+
+    y0, grads = torch.ones(1, dtype=F64, requires_grad=True), {}
+    for adjoint in ("direct", "gauss"):
+        field = Rate()
+        pjo.solve(field, y0, [0.0, 1.0], solver(adjoint, 1e-10)).y[-1].sum().backward()
+        grads[adjoint] = field.rate.grad
+    assert relative_error([grads["gauss"]], [grads["direct"]]) < 1e-7
+    for adjoint in ("backsolve", "interpolating"):
+        with pytest.raises(pjo.UnsupportedError, match="adjoint='gauss'"):
+            pjo.solve(Rate(), y0, [0.0, 1.0], solver(adjoint, 1e-6))

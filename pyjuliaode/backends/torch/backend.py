@@ -18,6 +18,7 @@ from ...solution import Retcode, SolveStats
 from ...solver import Solver
 from ..base import AdjointRequest, Capabilities, Result
 from . import per_sample
+from .autocast import AutocastField, unwrapped
 from .continuous import AdjointPlan, run_continuous
 from .control import tolerance
 from .dense import DenseOutput, RestepOutput, UserDense
@@ -67,6 +68,11 @@ class TorchBackend:
                 f"adjoint {solver.adjoint!r} does not exist in the torch backend; 'gauss' computes "
                 "the same integral, and backend='julia' has it where Julia is set up"
             )
+        device = problem.y0.device.type
+        if torch.is_autocast_enabled(device):
+            problem = replace(problem, func=AutocastField(problem.func, device))
+            with torch.autocast(device, enabled=False):
+                return self.solve(problem, solver, adjoint, event_fn)
         plan = _forward_plan(problem, solver)
         stats = SolveStats(method=plan.method, adjoint=solver.adjoint, backend=self.name)
         started = time.perf_counter()
@@ -208,7 +214,7 @@ def _check_replay(problem: Problem, plan: Plan) -> None:
             f"method {plan.method!r} keeps a history and cannot be replayed step by step; use "
             "options={'checkpoint': False} or a Runge-Kutta method"
         )
-    if not problem.params and not isinstance(problem.func, torch.nn.Module):
+    if not problem.params and not isinstance(unwrapped(problem.func), torch.nn.Module):
         raise InvalidArgumentError(
             "options={'checkpoint': True} needs func to be a torch.nn.Module (or adjoint_params): "
             "the tensors of a plain function are not known"
@@ -227,7 +233,7 @@ def _run_within_budget(
     """adjoint="auto": keep the graph while it fits the budget, else replay the steps."""
     can_replay = (
         plan.kind != "adams"
-        and isinstance(problem.func, torch.nn.Module)
+        and isinstance(unwrapped(problem.func), torch.nn.Module)
         and not transforms_active()
     )
     if not can_replay:
@@ -274,6 +280,11 @@ def _adjoint_plan(
         for name in ("norm", "dense", "checkpoint", "graph_memory", "first_step"):
             forward.pop(name, None)
         options = forward
+    if kind != "gauss" and not like.is_complex() and any(p.is_complex() for p in problem.params):
+        raise UnsupportedError(
+            f"adjoint {kind!r} carries the parameters' gradient in the dtype of the state, which "
+            "is real, but some parameters are complex; use adjoint='gauss' or 'direct'"
+        )
     if kind != "backsolve" and not plan.has_interpolant:
         raise UnsupportedError(
             f"method {plan.method!r} has no interpolant of its order, which adjoint {kind!r} "

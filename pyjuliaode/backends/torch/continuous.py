@@ -28,6 +28,7 @@ from ...errors import SolverError
 from ...problem import Problem
 from ...rhs import RHS, Time, warn_of_lost_gradients
 from ...solution import SolveStats
+from .autocast import unwrapped
 from .callbacks import Callbacks
 from .control import StepFailure, rms
 from .dense import DenseOutput
@@ -139,7 +140,11 @@ class _Sweep:
         self.size = float(self.grad.abs().square().mean(dim=1).max().sqrt()) if n else 0.0
         self.plan = self._scaled_plan()
         callbacks = Callbacks.of(
-            self.problem.func, self.rhs.time, self._for_callbacks, self.plan.callbacks, "_adjoint"
+            unwrapped(self.problem.func),
+            self.rhs.time,
+            self._for_callbacks,
+            self.plan.callbacks,
+            "_adjoint",
         )
         field = _AdjointField(self)
         self.stream = self.plan.stream(

@@ -16,6 +16,7 @@ from ...errors import InvalidArgumentError
 from ...problem import Problem
 from ...rhs import RHS, Time
 from ...solution import Retcode, SolveStats
+from .autocast import unwrapped
 from .callbacks import Callbacks
 from .control import StepFailure
 from .dense import DenseOutput, RestepOutput
@@ -94,7 +95,9 @@ def run(
     direction = 1.0 if times[-1] >= times[0] else -1.0
     trace = Trace([y0], [times[0]], dense=_dense_output(plan, rhs, times[0], direction, dense))
     stops = times if land or not plan.has_interpolant else ()
-    callbacks = Callbacks.of(problem.func, rhs.time, problem.structure.unpack, plan.callbacks)
+    callbacks = Callbacks.of(
+        unwrapped(problem.func), rhs.time, problem.structure.unpack, plan.callbacks
+    )
     stream = plan.stream(rhs, y0, stats, graph, clock, callbacks, stops)
     if plan.chooses_steps:
         steps = stream.steps(y0, times[0], times[-1], f0)

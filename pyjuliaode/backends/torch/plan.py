@@ -92,6 +92,7 @@ class Plan:
         order = options.get("max_order", 4)
         if not 1 <= int(order) <= 12:
             raise InvalidArgumentError(f"max_order must be within 1 and 12, got {order!r}")
+        _check_numbers(options)
         max_steps = int(options.get("max_num_steps", max_steps))
         tableau = ADAPTIVE.get(method) or FIXED.get(method)
         return cls(method, kind, tableau, rtol, atol, norm, max_steps, dt, options)
@@ -173,6 +174,30 @@ class Plan:
             return FixedRK(rhs, stepper, stats, self.max_steps, sides, callbacks)
         stops = [*stops, *_times_option(self.options.get("step_t"))]
         return AdaptiveRK(rhs, stepper, self.control(), stats, sides, callbacks, stops)
+
+
+# name: (smallest, largest) of the numbers among the options; only min_step may be the smallest
+_RANGES = {
+    "first_step": (0.0, math.inf),
+    "min_step": (0.0, math.inf),
+    "max_step": (0.0, math.inf),
+    "safety": (0.0, 1.0),
+    "ifactor": (1.0, math.inf),
+    "dfactor": (0.0, 1.0),
+    "max_num_steps": (0.0, math.inf),
+}
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    """Raise for numbers out of range; drop those that are None, which stands for the default."""
+    for name, (low, high) in _RANGES.items():
+        if name not in options:
+            continue
+        value = options[name]
+        if value is None:
+            del options[name]
+        elif not (low < float(value) <= high or (name == "min_step" and float(value) == 0.0)):
+            raise InvalidArgumentError(f"{name} must lie in ({low:g}, {high:g}], got {value!r}")
 
 
 def _times_option(value: Any) -> list[float]:

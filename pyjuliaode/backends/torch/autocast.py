@@ -1,0 +1,35 @@
+"""torch.autocast around a solve: it reaches the field and nothing else.
+
+The arithmetic of the steps must not be rounded to half precision, and products in backward()
+must see the field as the forward solve saw it; so autocast is off in the solver and entered anew,
+as it was when the solve began, around every call of the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class AutocastField(nn.Module):
+    """A field called under a remembered autocast state; its output in the dtype of the state."""
+
+    def __init__(self, func: Callable[..., Any], device: str):
+        super().__init__()
+        self.func = func
+        self.device, self.dtype = device, torch.get_autocast_dtype(device)
+
+    def forward(self, t: Tensor, y: Any) -> Any:
+        with torch.autocast(self.device, dtype=self.dtype):
+            out = self.func(t, y)
+        if isinstance(out, Tensor):
+            return out.to(y.dtype) if isinstance(y, Tensor) else out
+        return tuple(a.to(b.dtype) for a, b in zip(out, y, strict=True))
+
+
+def unwrapped(func: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's own function."""
+    return func.func if isinstance(func, AutocastField) else func
