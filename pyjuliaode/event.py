@@ -55,6 +55,8 @@ def solve_event(
     if torch.is_grad_enabled() and t_event != problem.times[0]:
         result = backend.solve(upto, solver, adjoint)
         result.stats.nfe_forward += found.stats.nfe_forward
+        if not result.retcode.successful:
+            return to_solution(upto, result, throw)
         rows = result.y
     else:
         result, rows = found, torch.cat([found.y[:n], y_event[None]])

@@ -452,3 +452,13 @@ def test_complex_parameters_of_a_real_state_are_refused_where_they_would_lose_a_
     for adjoint in ("backsolve", "interpolating"):
         with pytest.raises(pjo.UnsupportedError, match="adjoint='gauss'"):
             pjo.solve(Rate(), y0, [0.0, 1.0], solver(adjoint, 1e-6))
+
+
+def test_a_replay_is_remembered_under_autocast_too():
+    field, y0 = Field(), torch.randn(3, 2, dtype=F64, requires_grad=True)
+    tight = pjo.Solver("dopri5", 1e-6, 1e-6, options={"graph_memory": 2_000})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first = pjo.solve(field, y0, [0.0, 1.0], tight).stats
+        again = pjo.solve(field, y0, [0.0, 1.0], tight).stats
+    assert first.adjoint == again.adjoint == "direct (replay)"
+    assert again.nfe_forward < first.nfe_forward

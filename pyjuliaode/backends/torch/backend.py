@@ -238,14 +238,15 @@ def _run_within_budget(
     )
     if not can_replay:
         return run_graph(problem, plan, rhs, f0, stats, **options)
+    func = unwrapped(problem.func)  # under autocast problem.func is made anew for every solve
     key = (problem.y0.shape, problem.y0.dtype)
-    per_evaluation = _facts.get(problem.func, key)
+    per_evaluation = _facts.get(func, key)
     if per_evaluation is None:
         per_evaluation = saved_bytes(f0, problem.y0)
         if f0.requires_grad:
-            _facts.put(problem.func, key, per_evaluation)
+            _facts.put(func, key, per_evaluation)
     budget = float(solver.option("graph_memory", GRAPH_MEMORY))
-    replay = _facts.get(problem.func, (*key, "replay", budget)) is not None
+    replay = _facts.get(func, (*key, "replay", budget)) is not None
 
     @cache
     def limited() -> bool:
@@ -260,7 +261,7 @@ def _run_within_budget(
         try:
             return run_graph(problem, plan, rhs, f0, stats, watch=watch, **options)
         except _GraphTooLarge:
-            _facts.put(problem.func, (*key, "replay", budget), True)
+            _facts.put(func, (*key, "replay", budget), True)
             stats.n_accepted = stats.n_rejected = 0
     stats.adjoint = "direct (replay)"
     return run_replay(problem, plan, rhs, f0, stats, **options)

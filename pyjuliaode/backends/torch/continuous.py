@@ -273,12 +273,7 @@ class _AdjointField:
 
     def __init__(self, sweep: _Sweep):
         self.sweep, self.rhs = sweep, sweep.rhs
-        self.time_dtype, self.structure, self.time = (
-            sweep.rhs.time_dtype,
-            sweep.problem.structure,
-            sweep.rhs.time,
-        )
-        self.func = sweep.problem.func
+        self.time_dtype = sweep.rhs.time_dtype
 
     def destinations(self, k: Tensor) -> list[Tensor]:
         return list(k.unbind(0))

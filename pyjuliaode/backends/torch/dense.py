@@ -26,7 +26,7 @@ class DenseOutput:
 
     def __init__(self, t0: float, direction: float):
         self.direction = direction
-        self.bounds = [t0]  # step boundaries times direction, increasing
+        self.bounds = [t0]  # step boundaries, in the order of the solve
         self.y: list[Tensor] = []
         self.q: list[Tensor] = []
         self.h: list[float] = []

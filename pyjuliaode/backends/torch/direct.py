@@ -142,17 +142,15 @@ def _replay_backward(
         cotangent = found[0]
         totals = [_add(a, b) for a, b in zip(totals, found[1:], strict=True)]
     ctx.stats.nfe_backward = rhs.nfe
-    d_t = None
-    if t_leaf is not None:
-        d_t = totals.pop()
-        d_t = torch.zeros_like(t) if d_t is None else d_t
-    rest = iter(totals)
-    d_params = [next(rest) if need else None for need in ctx.needs_input_grad[3:]]
-    d_params = [
-        torch.zeros_like(p) if need and g is None else g
-        for p, g, need in zip(params, d_params, ctx.needs_input_grad[3:], strict=True)
+    # zero, not None, for what was asked for and never used
+    found = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, totals, strict=True)]
+    d_t = None if t_leaf is None else found.pop()
+    rest = iter(found)
+    return [
+        cotangent + grad[0],
+        d_t,
+        *(next(rest) if n else None for n in ctx.needs_input_grad[3:]),
     ]
-    return [cotangent + grad[0], d_t, *d_params]
 
 
 def _repeat(
