@@ -1,13 +1,41 @@
 """
     PyJuliaODE
 
-The Julia half of the Python package pyjuliaode: it will solve, with OrdinaryDiffEq.jl and
-SciMLSensitivity.jl, differential equations whose right-hand side is a PyTorch module. It holds
-nothing but its version yet.
+The Julia half of pyjuliaode. A host (Python, through juliacall; C callbacks in the tests) owns the
+right-hand side and its vector-Jacobian products; this package solves, interpolates and differentiates.
+
+The host shares flat vectors with a [`Workspace`](@ref) and hands over C function pointers
+([`Callbacks`](@ref)). Everything else that crosses is a number, a string or an address, so that the
+entry points compile once: [`workspace!`](@ref), [`solve!`](@ref), [`interpolate!`](@ref),
+[`steps!`](@ref), [`adjoint!`](@ref), [`tableau`](@ref), [`release!`](@ref), [`versions`](@ref).
+
+Time runs forward here: a host that integrates backward maps t to -t.
 """
 module PyJuliaODE
 
-"Version of this package; equal to that of the Python package it is shipped with."
-const VERSION = v"0.1.0"
+using ADTypes: AutoFiniteDiff
+using ConstructionBase: setproperties
+using LinearAlgebra: Diagonal
+using OrdinaryDiffEqCore: OrdinaryDiffEqCore, isadaptive
+using OrdinaryDiffEqLowOrderRK: OrdinaryDiffEqLowOrderRK
+using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5
+using PrecompileTools: @compile_workload, @setup_workload
+using RecursiveArrayTools: ArrayPartition
+using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DiscreteCallback,
+    DynamicalODEFunction, DynamicalODEProblem, FullSpecialize, ODEFunction, ODEProblem,
+    VectorContinuousCallback, successful_retcode, terminate!
+using SciMLLogging: SciMLLogging
+
+include("host.jl")
+include("workspace.jl")
+include("algorithms.jl")
+include("callbacks.jl")
+include("problem.jl")
+include("forward.jl")
+include("dense.jl")
+include("adjoint.jl")
+include("tableau.jl")
+include("versions.jl")
+include("precompile.jl")
 
 end

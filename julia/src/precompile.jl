@@ -1,0 +1,96 @@
+# Compile the entry points once, for hosts that are not here: callbacks of C stand in for them.
+
+const STUB = Ref{Any}(nothing)
+
+stub_ok(ws) = unsafe_store!(ws.status, Int32(1), 1)
+stub_rhs(t::Cdouble)::Cvoid = (ws = STUB[]; ws.du .= .-ws.u; stub_ok(ws); nothing)
+stub_vjp_u(t::Cdouble)::Cvoid = (ws = STUB[]; ws.gu .= .-ws.lam; stub_ok(ws); nothing)
+stub_vjp_p(t::Cdouble)::Cvoid = (ws = STUB[]; fill!(ws.gp, 0); stub_ok(ws); nothing)
+
+function stub_vjp(t::Cdouble)::Cvoid
+    ws = STUB[]
+    ws.du .= .-ws.u
+    ws.gu .= .-ws.lam
+    fill!(ws.gp, 0)
+    stub_ok(ws)
+    return nothing
+end
+
+function stub_jac(t::Cdouble)::Cvoid
+    ws = STUB[]
+    fill!(ws.jac, 0)
+    n = length(ws.u)
+    for i in 1:n
+        ws.jac[(i - 1) * n + i] = -1
+    end
+    stub_ok(ws)
+    return nothing
+end
+
+"A workspace for u' = -u with one parameter that does nothing, its id, and what must outlive it."
+function stub_workspace(::Type{T}; n::Int = 2) where {T}
+    status = zeros(Int32, 2)
+    pointers = (
+        @cfunction(stub_rhs, Cvoid, (Cdouble,)), @cfunction(stub_vjp_u, Cvoid, (Cdouble,)),
+        @cfunction(stub_vjp_p, Cvoid, (Cdouble,)), @cfunction(stub_vjp, Cvoid, (Cdouble,)),
+        @cfunction(stub_jac, Cvoid, (Cdouble,)), C_NULL,
+    )
+    id = workspace!(
+        string(T), "cpu", (zeros(T, n) for _ in 1:4)..., zeros(T, 1), zeros(T, n^2), 1,
+        UInt(pointer(status)), (UInt(p) for p in pointers)...
+    )
+    STUB[] = WORKSPACES[id]
+    return id, status
+end
+
+"One solve with the stubs, as a host would ask for it; returns the number of the kept solution."
+function stub_solve(::Type{T}, id, method; keep = "dense", kwargs...) where {T}
+    n = length(WORKSPACES[id])
+    y0, times, out, report = ones(T, n), [0.0, 0.5, 1.0], zeros(T, 3n), zeros(8)
+    GC.@preserve y0 times out report begin
+        solve!(
+            id, method, UInt(pointer(y0)), UInt(pointer(times)), 3, UInt(pointer(out)),
+            UInt(pointer(report)); keep, abstol = 1.0e-4, reltol = 1.0e-4, kwargs...
+        )
+    end
+    return Int(report[7])
+end
+
+function stub_adjoint(::Type{T}, id, kept, method, kind; kwargs...) where {T}
+    n = length(WORKSPACES[id])
+    times, rows, du0, dp, report = [0.5, 1.0], ones(T, 2n), zeros(T, n), zeros(T, 1), zeros(8)
+    GC.@preserve times rows du0 dp report begin
+        adjoint!(
+            kept, method, kind, UInt(pointer(times)), 2, UInt(pointer(rows)), UInt(pointer(du0)),
+            UInt(pointer(dp)), UInt(pointer(report)); abstol = 1.0e-4, reltol = 1.0e-4, kwargs...
+        )
+    end
+    return nothing
+end
+
+@setup_workload begin
+    @compile_workload begin
+        for T in (Float64, Float32)
+            id, status = stub_workspace(T)
+            GC.@preserve status begin
+                for method in ("Tsit5", "DP5"), keep in ("", "steps", "dense")
+                    kept = stub_solve(T, id, method; keep)
+                    if kept != 0
+                        times, rows = zeros(64), zeros(T, 2 * 64)
+                        GC.@preserve times rows steps!(kept, UInt(pointer(times)), UInt(pointer(rows)))
+                        keep == "dense" && GC.@preserve times rows interpolate!(
+                            kept, UInt(pointer(times)), 1, UInt(pointer(rows))
+                        )
+                        release!(kept)
+                    end
+                end
+                discard!(id)
+            end
+        end
+        foreach(tableau, ("Tsit5", "DP5"))
+        versions()
+    end
+    STUB[] = nothing
+    empty!(ALGORITHMS)
+    COUNTER[] = 0
+end
