@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...rhs import RHS
 from ...solution import Retcode, SolveStats
+from ..runge_kutta import Sides, Step, Stepper
 from .callbacks import Callbacks
 from .control import Control, StepFailure, resolution
-from .runge_kutta import Sides, Step, Stepper
 
 
 class AdaptiveRK:

@@ -16,17 +16,17 @@ from ...problem import Problem
 from ...rhs import RHS, PerFunction, saved_bytes, unlisted_leaves, warn_of_lost_gradients
 from ...solution import Retcode, SolveStats
 from ...solver import Solver
+from ..autocast import AutocastField, unwrapped
 from ..base import AdjointRequest, Capabilities, Result
+from ..refusal import refuse_transforms
+from ..runge_kutta import NeedsGraph
 from . import per_sample
-from .autocast import AutocastField, unwrapped
 from .continuous import AdjointPlan, run_continuous
 from .control import tolerance
 from .dense import DenseOutput, RestepOutput, UserDense
 from .direct import run_graph, run_replay
 from .forward import Trace, run, transforms_active
 from .plan import METHODS, Plan, user_norm
-from .refusal import refuse_transforms
-from .runge_kutta import NeedsGraph
 
 ADJOINTS = ("auto", "direct", "backsolve", "interpolating", "gauss")
 GRAPH_MEMORY = 2**30  # bytes of graph beyond which "auto" replays the steps instead

@@ -28,14 +28,14 @@ from ...errors import SolverError
 from ...problem import Problem
 from ...rhs import RHS, Time, warn_of_lost_gradients
 from ...solution import SolveStats
-from .autocast import unwrapped
+from ..autocast import unwrapped
+from ..refusal import once_only
 from .callbacks import Callbacks
 from .control import StepFailure, rms
 from .dense import DenseOutput
 from .fixed import fixed_grid
 from .forward import Trace, run
 from .plan import Plan
-from .refusal import once_only
 
 # abscissae and weights of Gauss-Legendre quadrature on [0, 1], by number of points
 _LEGENDRE = {

@@ -14,8 +14,8 @@ from torch import Tensor
 from ...errors import InvalidArgumentError
 from ...problem import Problem, Structure
 from ...rhs import RHS, Time
+from ..runge_kutta import GraphStepper, powers_of
 from .plan import Plan
-from .runge_kutta import GraphStepper, powers_of
 
 
 class DenseOutput:

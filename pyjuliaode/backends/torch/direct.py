@@ -18,16 +18,10 @@ from torch import Tensor
 from ...problem import Problem
 from ...rhs import RHS
 from ...solution import SolveStats
-from .forward import Trace, run, state_at
+from ..refusal import once_only
+from ..replay import Steps, clock_of, replay
+from .forward import Trace, run
 from .plan import Plan
-from .refusal import once_only
-from .runge_kutta import GraphStepper, Step
-
-
-def clock_of(problem: Problem, t: Tensor) -> dict[float, Tensor]:
-    """Each requested time mapped to its 0-d tensor, in the dtype in which the field sees it."""
-    tensors = t.to(dtype=problem.time_dtype, device=problem.y0.device).unbind(0)
-    return dict(zip(problem.times, tensors, strict=True))
 
 
 def run_graph(
@@ -92,8 +86,9 @@ class _Replay(torch.autograd.Function):
         f0 = None if task.f0 is None else task.f0.detach()
         options.update(graph=False, record=True, land=ctx.needs_input_grad[2])
         trace = run(task.plan, task.problem, rhs, y0, f0, task.stats, **options)
-        ctx.problem, ctx.plan, ctx.stats = task.problem, task.plan, task.stats
-        ctx.step_t, ctx.step_y = trace.step_t, trace.step_y
+        sides = task.plan.sides(task.problem.time_dtype)
+        ctx.problem, ctx.stats = task.problem, task.stats
+        ctx.steps = Steps(task.plan.tableau, trace.step_t, trace.step_y, sides, task.plan.linear)
         trace.step_y = trace.step_y if task.run_options["record"] else []
         ctx.save_for_backward(root, t, *params)
         task.trace = trace
@@ -102,76 +97,10 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         y0, t, *params = ctx.saved_tensors
-        grads = _replay_backward(ctx, grad.detach(), t, params)
+        grads, nfe = replay(
+            ctx.problem, ctx.steps, grad.detach(), t, params, ctx.needs_input_grad[2:]
+        )
+        ctx.stats.nfe_backward = nfe
         if torch.is_grad_enabled():
             grads = once_only("direct (replay)", grads, [grad, y0, t, *params])
         return None, *grads
-
-
-def _replay_backward(
-    ctx: Any, grad: Tensor, t: Tensor, params: list[Tensor]
-) -> list[Tensor | None]:
-    problem, plan, times = ctx.problem, ctx.plan, ctx.problem.times
-    rhs = RHS(problem)
-    t_leaf = t.detach().requires_grad_() if ctx.needs_input_grad[2] else None
-    inputs = [p for p, need in zip(params, ctx.needs_input_grad[3:], strict=True) if need]
-    if t_leaf is not None:
-        inputs.append(t_leaf)
-    totals: list[Tensor | None] = [None] * len(inputs)
-    cotangent = torch.zeros_like(grad[0])
-    pending = grad.shape[0] - 1
-    for i in reversed(range(len(ctx.step_y))):
-        t0, t1 = ctx.step_t[i], ctx.step_t[i + 1]
-        inside = []
-        while pending > 0 and abs(times[pending] - times[0]) > abs(t0 - times[0]):
-            if times[pending] == t1:
-                cotangent = cotangent + grad[pending]
-            else:
-                inside.append(pending)
-            pending -= 1
-        with torch.enable_grad():
-            clock = {} if t_leaf is None else clock_of(problem, t_leaf)
-            y = ctx.step_y[i].detach().requires_grad_()
-            step = _repeat(rhs, plan, clock, t0, t1, y, close=bool(inside) and not plan.linear)
-            outputs = [step.y1]
-            outputs += [
-                state_at(step, times[j], clock.get(times[j], times[j]), plan.linear) for j in inside
-            ]
-        cotangents = [cotangent, *(grad[j] for j in inside)]
-        found = torch.autograd.grad(outputs, [y, *inputs], cotangents, allow_unused=True)
-        cotangent = found[0]
-        totals = [_add(a, b) for a, b in zip(totals, found[1:], strict=True)]
-    ctx.stats.nfe_backward = rhs.nfe
-    # zero, not None, for what was asked for and never used
-    found = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, totals, strict=True)]
-    d_t = None if t_leaf is None else found.pop()
-    rest = iter(found)
-    return [
-        cotangent + grad[0],
-        d_t,
-        *(next(rest) if n else None for n in ctx.needs_input_grad[3:]),
-    ]
-
-
-def _repeat(
-    rhs: RHS,
-    plan: Plan,
-    clock: Mapping[float, Tensor],
-    t0: float,
-    t1: float,
-    y: Tensor,
-    close: bool,
-) -> Step:
-    """One accepted step again, as autograd operations."""
-    stepper = GraphStepper(rhs, plan.tableau, clock)
-    sides = plan.sides(rhs.time_dtype)
-    stepper.start(rhs(sides.after(t0, t1, clock), y))
-    h = stepper.span(t0, t1, t1 - t0)
-    y1 = stepper.trial(t0, t1, h, y, sides.before(t0, t1, clock), close=close)
-    return Step(stepper, t0, t1, h, y, y1)
-
-
-def _add(total: Tensor | None, more: Tensor | None) -> Tensor | None:
-    if total is None or more is None:
-        return more if total is None else total
-    return total + more

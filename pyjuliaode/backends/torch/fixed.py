@@ -14,9 +14,9 @@ from torch import Tensor
 from ...errors import InvalidArgumentError
 from ...rhs import RHS, Time
 from ...solution import Retcode, SolveStats
+from ..runge_kutta import Sides, Step, Stepper, combine
 from .callbacks import Callbacks
 from .control import StepFailure, rms
-from .runge_kutta import Sides, Step, Stepper, combine
 from .tableaus import RK4
 
 

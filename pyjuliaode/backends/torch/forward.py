@@ -14,9 +14,10 @@ from torch.autograd import forward_ad
 
 from ...errors import InvalidArgumentError
 from ...problem import Problem
-from ...rhs import RHS, Time
+from ...rhs import RHS
 from ...solution import Retcode, SolveStats
-from .autocast import unwrapped
+from ..autocast import unwrapped
+from ..runge_kutta import state_at
 from .callbacks import Callbacks
 from .control import StepFailure
 from .dense import DenseOutput, RestepOutput
@@ -162,16 +163,6 @@ def _collect(
             trace.rows.append(state_at(step, t, at, plan.linear))
         pending += 1
     return pending
-
-
-def state_at(step: Any, t: float, at: Time, linear: bool) -> Tensor:
-    """The state at a requested time t of a step; ``at`` is t, or its tensor."""
-    if t == step.t1:
-        return step.y1
-    if linear:
-        theta = (at - step.start) / step.h
-        return step.y0 + theta * (step.y1 - step.y0)
-    return step.interpolate(at)
 
 
 @torch.no_grad()

@@ -13,13 +13,14 @@ from torch import Tensor
 from ...errors import InvalidArgumentError, unknown_name, warn
 from ...rhs import RHS
 from ...solution import SolveStats
+from ..runge_kutta import BufferedStepper, GraphStepper, Sides
+from ..tableau import Tableau
 from .adaptive import AdaptiveRK
 from .callbacks import ACCEPT, REJECT, STEP, Callbacks
 from .control import Control, Norm, rms
 from .fixed import Adams, FixedRK
-from .runge_kutta import BufferedStepper, GraphStepper, Sides
 from .scipy_solver import ScipyStream
-from .tableaus import ADAPTIVE, FIXED, Tableau
+from .tableaus import ADAPTIVE, FIXED
 
 ADAMS = ("explicit_adams", "implicit_adams")
 SCIPY = "scipy_solver"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import UnsupportedError
+from ..errors import UnsupportedError
 
 
 class _Refuse(torch.autograd.Function):

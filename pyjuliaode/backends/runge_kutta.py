@@ -10,8 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...rhs import RHS, Time
-from .tableaus import Tableau
+from ..rhs import RHS, Time
+from .tableau import Tableau
 
 
 @dataclass(frozen=True)
@@ -234,13 +234,16 @@ class GraphStepper(Stepper):
         t_end: Time | None = None,
         close: bool = True,
     ) -> Tensor:
-        """As in the base class; without ``close`` the slope of a FSAL method's end is left out."""
+        """As in the base class; without ``close`` slopes that only the interpolant reads are left
+        out."""
         tab, k = self.tableau, self.k[:1]
         start = self.clock.get(t, t)
         end = self.clock.get(t1, t1) if t_end is None else t_end
         self._has_f1, self._end = False, end
         yi = y
         for c, a in zip(tab.c[1:], tab.a, strict=True):
+            if not (close or tab.fsal) and len(k) == tab.core:
+                break
             yi = combine(y, h, a, k)
             if not close and tab.fsal and len(k) == tab.stages - 1:
                 break
@@ -283,3 +286,13 @@ def combine(y: Tensor | None, h: Time, weights: Sequence[float], k: Sequence[Ten
         if w != 0.0:
             y = slope * (h * w) if y is None else torch.add(y, slope, alpha=h * w)
     return torch.zeros_like(k[0]) if y is None else y
+
+
+def state_at(step: Step, t: float, at: Time, linear: bool) -> Tensor:
+    """The state at a requested time t of a step; ``at`` is t, or its tensor."""
+    if t == step.t1:
+        return step.y1
+    if linear:
+        theta = (at - step.start) / step.h
+        return step.y0 + theta * (step.y1 - step.y0)
+    return step.interpolate(at)

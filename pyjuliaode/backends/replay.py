@@ -1,0 +1,114 @@
+"""The discrete adjoint by replay: each accepted step again with a graph, one product through it.
+
+Exact for the steps that were taken: memory is one state per step and the graph of one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from ..rhs import RHS
+from .runge_kutta import GraphStepper, Sides, Step, state_at
+from .tableau import Tableau
+
+
+@dataclass
+class Steps:
+    """The accepted steps of an explicit Runge-Kutta method.
+
+    Attributes:
+        t: step boundaries (S + 1 of them).
+        y: flat states at the first S of them.
+        linear: states between the boundaries are interpolated linearly.
+    """
+
+    tableau: Tableau
+    t: Sequence[float]
+    y: Sequence[Tensor]
+    sides: Sides
+    linear: bool = False
+
+
+def clock_of(problem: Problem, t: Tensor) -> dict[float, Tensor]:
+    """Each requested time mapped to its 0-d tensor, in the dtype in which the field sees it."""
+    tensors = t.to(dtype=problem.time_dtype, device=problem.y0.device).unbind(0)
+    return dict(zip(problem.times, tensors, strict=True))
+
+
+def replay(
+    problem: Problem,
+    steps: Steps,
+    grad: Tensor,
+    t: Tensor,
+    params: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> tuple[list[Tensor | None], int]:
+    """Gradients of (y0, t, *params), and the evaluations that they took.
+
+    ``grad`` holds dL/dy at the requested times that were reached, (T', N); ``needs`` says of t and
+    of every parameter whether its gradient is wanted (None is returned where not).
+    """
+    times = problem.times
+    rhs = RHS(problem)
+    t_leaf = t.detach().requires_grad_() if needs[0] else None
+    inputs = [p for p, need in zip(params, needs[1:], strict=True) if need]
+    if t_leaf is not None:
+        inputs.append(t_leaf)
+    totals: list[Tensor | None] = [None] * len(inputs)
+    cotangent = torch.zeros_like(grad[0])
+    pending = grad.shape[0] - 1
+    for i in reversed(range(len(steps.y))):
+        t0, t1 = steps.t[i], steps.t[i + 1]
+        inside = []
+        while pending > 0 and abs(times[pending] - times[0]) > abs(t0 - times[0]):
+            if times[pending] == t1:
+                cotangent = cotangent + grad[pending]
+            else:
+                inside.append(pending)
+            pending -= 1
+        with torch.enable_grad():
+            clock = {} if t_leaf is None else clock_of(problem, t_leaf)
+            y = steps.y[i].detach().requires_grad_()
+            step = _repeat(rhs, steps, clock, t0, t1, y, close=bool(inside) and not steps.linear)
+            outputs = [step.y1]
+            outputs += [
+                state_at(step, times[j], clock.get(times[j], times[j]), steps.linear)
+                for j in inside
+            ]
+        cotangents = [cotangent, *(grad[j] for j in inside)]
+        found = torch.autograd.grad(outputs, [y, *inputs], cotangents, allow_unused=True)
+        cotangent = found[0]
+        totals = [_add(a, b) for a, b in zip(totals, found[1:], strict=True)]
+    # zero, not None, for what was asked for and never used
+    found = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, totals, strict=True)]
+    d_t = None if t_leaf is None else found.pop()
+    rest = iter(found)
+    return [cotangent + grad[0], d_t, *(next(rest) if n else None for n in needs[1:])], rhs.nfe
+
+
+def _repeat(
+    rhs: RHS,
+    steps: Steps,
+    clock: Mapping[float, Tensor],
+    t0: float,
+    t1: float,
+    y: Tensor,
+    close: bool,
+) -> Step:
+    """One accepted step again, as autograd operations."""
+    stepper = GraphStepper(rhs, steps.tableau, clock)
+    stepper.start(rhs(steps.sides.after(t0, t1, clock), y))
+    h = stepper.span(t0, t1, t1 - t0)
+    y1 = stepper.trial(t0, t1, h, y, steps.sides.before(t0, t1, clock), close=close)
+    return Step(stepper, t0, t1, h, y, y1)
+
+
+def _add(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    if total is None or more is None:
+        return more if total is None else total
+    return total + more
