@@ -1,5 +1,6 @@
 """Neural ODEs in PyTorch, solved and differentiated by PyTorch or by Julia's SciML."""
 
+from . import _eager as _eager
 from .api import backends as backends
 from .api import odeint as odeint
 from .api import odeint_adjoint as odeint_adjoint
@@ -14,6 +15,7 @@ from .dynamics import NODE as NODE
 from .dynamics import SONODE as SONODE
 from .dynamics import GNesterovNODE as GNesterovNODE
 from .dynamics import NesterovNODE as NesterovNODE
+from .errors import BackendError as BackendError
 from .errors import BackendUnavailableError as BackendUnavailableError
 from .errors import GradientWarning as GradientWarning
 from .errors import InvalidArgumentError as InvalidArgumentError

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backends import AdjointRequest, choose, registered
+from .backends import AdjointRequest, backend_for, registered
 from .errors import InvalidArgumentError
 from .event import solve_event, to_solution
 from .problem import Problem, State
@@ -55,7 +55,8 @@ def solve(
     problem = Problem.build(func, y0, t, params)
     if event_fn is not None:
         return solve_event(problem, solver, AdjointRequest(), event_fn, throw)
-    result = choose(solver.backend).solve(problem, solver, AdjointRequest())
+    request = AdjointRequest()
+    result = backend_for(problem, solver, request).solve(problem, solver, request)
     return to_solution(problem, result, throw)
 
 
@@ -197,7 +198,7 @@ def _odeint(
 ) -> Any:
     if event_fn is None:
         problem = Problem.build(func, y0, t, params, single_time=True)
-        result = choose(solver.backend).solve(problem, solver, adjoint)
+        result = backend_for(problem, solver, adjoint).solve(problem, solver, adjoint)
         return to_solution(problem, result, throw=True).y
     problem = Problem.build(func, y0, t, params)
     if len(problem.times) != 2:

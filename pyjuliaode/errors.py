@@ -28,6 +28,10 @@ class BackendUnavailableError(PyJuliaODEError, RuntimeError):
     """The backend asked for is not installed; the message says what to run."""
 
 
+class BackendError(PyJuliaODEError, RuntimeError):
+    """The backend's engine failed for a reason of its own; the message is the engine's."""
+
+
 class SolverError(PyJuliaODEError, RuntimeError):
     """The solver stopped before the last requested time.
 

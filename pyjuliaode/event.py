@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .backends import AdjointRequest, Result, choose
+from .backends import AdjointRequest, Result, backend_for
 from .problem import Problem, State
 from .rhs import RHS
 from .solution import Solution
@@ -37,7 +37,7 @@ def solve_event(
     The gradient of the event's time is that of the implicit function theorem on
     event_fn(t, y(t)) = 0. Without an event within the times this is an ordinary solve.
     """
-    backend = choose(solver.backend)
+    backend = backend_for(problem, solver, adjoint, event_fn)
     with torch.no_grad():
         found = backend.solve(problem, solver, adjoint, event_fn)
     if found.event is None:

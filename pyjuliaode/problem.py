@@ -68,6 +68,15 @@ def _show(shapes: Sequence[torch.Size]) -> str:
     return str(shown[0]) if len(shown) == 1 else str(shown)
 
 
+class SemiExplicit(nn.Module):
+    """A module whose ``mass`` is the diagonal of a mass matrix: mass * dy/dt = module(t, y).
+
+    ``mass`` has the structure of y0, or broadcasts to it; zeros mark algebraic equations.
+    """
+
+    mass: State
+
+
 @dataclass
 class Problem:
     """dy/dt = func(t, y), y(t[0]) = y0, wanted at the times t.
@@ -79,6 +88,8 @@ class Problem:
         times: the same as Python floats.
         structure: how the flat state maps to the user's.
         explicit_params: the tensors that the user named for a continuous adjoint, or None.
+        mass: diagonal (N,) of the mass matrix in mass * dy/dt = func(t, y), or None for ones.
+        second_order: the first half of y has the second half as its derivative.
     """
 
     func: Callable[[Tensor, State], State]
@@ -87,6 +98,8 @@ class Problem:
     times: list[float]
     structure: Structure
     explicit_params: tuple[Tensor, ...] | None = None
+    mass: Tensor | None = None
+    second_order: bool = False
 
     @cached_property
     def params(self) -> tuple[Tensor, ...]:
@@ -127,7 +140,31 @@ class Problem:
         named = None if params is None else _check_params(params)
         times = t.detach().tolist()
         _check_monotone(times, single_time)
-        return cls(func, flat, t, times, structure, named)
+        mass = getattr(func, "mass", None) if isinstance(func, SemiExplicit) else None
+        mass = None if mass is None else _check_mass(mass, structure, flat)
+        second_order = bool(getattr(type(func), "second_order", False)) and func.second_order
+        return cls(func, flat, t, times, structure, named, mass, second_order)
+
+
+def _check_mass(mass: State, structure: Structure, like: Tensor) -> Tensor:
+    """The diagonal of the mass matrix on the flat state."""
+    parts = (mass,) if isinstance(mass, Tensor) else tuple(mass)
+    if len(parts) != len(structure.shapes):
+        raise InvalidArgumentError(
+            f"mass has {len(parts)} part(s), the state {len(structure.shapes)}"
+        )
+    flat = []
+    for part, shape in zip(parts, structure.shapes, strict=True):
+        try:
+            flat.append(part.to(like).expand(shape).reshape(-1))
+        except RuntimeError:
+            raise InvalidArgumentError(
+                f"mass has shape {tuple(part.shape)}, which does not fit the state's {shape}"
+            ) from None
+    found = torch.cat(flat).detach()
+    if not bool(found.isfinite().all()):
+        raise InvalidArgumentError("mass must be finite")
+    return found
 
 
 def _check_params(params: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -31,6 +31,7 @@ class RHS:
         self._shape = None if problem.structure.is_tuple else problem.structure.shapes[0]
         self.nfe = 0
         self.n_vjp = 0
+        self.n_jacobians = 0
         self.inspect: Callable[[Tensor, Tensor], None] | None = None
         self._checked = False
 
@@ -119,6 +120,27 @@ class RHS:
         if state:
             return out.detach(), grads[0], grads[1:]
         return out.detach(), None, grads
+
+    def jacobian(self, t: Time, y: Tensor) -> Tensor:
+        """df/dy, (N, N): all rows by one vectorised product, or one by one where that fails."""
+        self.n_jacobians += 1
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            out = self.structure.pack(self.func(self.time(t), self.structure.unpack(y)))
+            if not out.requires_grad:
+                return y.new_zeros(y.numel(), y.numel())
+            rows = torch.eye(y.numel(), dtype=y.dtype, device=y.device)
+            try:
+                (found,) = torch.autograd.grad(
+                    out, y, rows, retain_graph=True, is_grads_batched=True, allow_unused=True
+                )
+            except RuntimeError:  # an operation of the field that vmap does not know
+                each = [
+                    torch.autograd.grad(out, y, row, retain_graph=True, allow_unused=True)[0]
+                    for row in rows
+                ]
+                found = None if each[0] is None else torch.stack(each)
+        return y.new_zeros(y.numel(), y.numel()) if found is None else found
 
 
 def saved_bytes(root: Tensor, origin: Tensor) -> int:

@@ -19,9 +19,21 @@ class Retcode(str, Enum):
     MAX_ITERS = "MaxIters"
     DT_LESS_THAN_MIN = "DtLessThanMin"
     UNSTABLE = "Unstable"
+    DT_NAN = "DtNaN"
+    INITIAL_FAILURE = "InitialFailure"
+    CONVERGENCE_FAILURE = "ConvergenceFailure"
+    FAILURE = "Failure"
 
     def __str__(self) -> str:
         return self.value
+
+    @classmethod
+    def of(cls, name: str) -> Retcode:
+        """The retcode of SciML's name; those without a member here are failures."""
+        try:
+            return cls(name)
+        except ValueError:
+            return cls.FAILURE
 
     @property
     def successful(self) -> bool:
@@ -49,6 +61,19 @@ _ADVICE = {
         "The field returned or produced NaN or Inf: look at its output there, lower the learning "
         "rate or clip gradients, bound the field, or shorten the time span."
     ),
+    Retcode.DT_NAN: (
+        "The step size became NaN: the field returned or produced NaN or Inf; look at its output "
+        "there, and at y0."
+    ),
+    Retcode.INITIAL_FAILURE: (
+        "No consistent initial state was found: let y0 satisfy the algebraic equations, or pass "
+        "options={'initialization': 'brown'} to have its algebraic part solved for."
+    ),
+    Retcode.CONVERGENCE_FAILURE: (
+        "Newton's iteration did not converge: loosen rtol/atol, use another implicit method, or "
+        "look at the field there for jumps."
+    ),
+    Retcode.FAILURE: "Try other tolerances or another method.",
 }
 
 
@@ -60,6 +85,7 @@ class SolveStats:
         nfe_forward: evaluations of the dynamics during the solve.
         nfe_backward: vector-Jacobian products during ``backward()`` (each is one backward
             evaluation); 0 until ``backward()`` has run.
+        n_jacobians: Jacobians of the dynamics that an implicit method took, forward and backward.
         n_accepted, n_rejected: steps of the forward solve.
         method, adjoint, backend: what ran.
         retcode: how it ended.
@@ -69,6 +95,7 @@ class SolveStats:
 
     nfe_forward: int = 0
     nfe_backward: int = 0
+    n_jacobians: int = 0
     n_accepted: int = 0
     n_rejected: int = 0
     method: str = ""

@@ -1,10 +1,27 @@
 """Backends: what executes a solve."""
 
-from .base import AdjointRequest, Backend, Capabilities, Result, choose, register, registered
+from .base import (
+    AdjointRequest,
+    Backend,
+    Capabilities,
+    Result,
+    backend_for,
+    choose,
+    register,
+    registered,
+)
 from .julia import JuliaBackend
 from .torch import TorchBackend
 
 register(TorchBackend())
 register(JuliaBackend())
 
-__all__ = ["AdjointRequest", "Backend", "Capabilities", "Result", "choose", "registered"]
+__all__ = [
+    "AdjointRequest",
+    "Backend",
+    "Capabilities",
+    "Result",
+    "backend_for",
+    "choose",
+    "registered",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -65,6 +66,15 @@ class Backend(Protocol):
 
     def capabilities(self) -> Capabilities: ...
 
+    def refuses(
+        self,
+        problem: Problem,
+        solver: Solver,
+        adjoint: AdjointRequest,
+        event_fn: Callable[..., Tensor] | None = None,
+    ) -> str | None:
+        """Why this problem cannot be solved here, or None. Starts nothing."""
+
     def solve(
         self,
         problem: Problem,
@@ -90,10 +100,14 @@ def registered() -> dict[str, Backend]:
 def choose(name: str) -> Backend:
     """The backend of a name; "auto" is Julia where its environment is ready, else torch.
 
+    The environment variable PYJULIAODE_BACKEND names what "auto" is instead.
+
     Raises:
         InvalidArgumentError: unknown name.
         BackendUnavailableError: the backend is not installed; says what to run.
     """
+    if name == "auto":
+        name = os.environ.get("PYJULIAODE_BACKEND") or "auto"
     if name == "auto":
         julia = _registry.get("julia")
         return julia if julia is not None and julia.missing() is None else _registry["torch"]
@@ -103,4 +117,34 @@ def choose(name: str) -> Backend:
     missing = backend.missing()
     if missing is not None:
         raise BackendUnavailableError(f"backend {name!r} cannot be used here: {missing}")
+    return backend
+
+
+def backend_for(
+    problem: Problem,
+    solver: Solver,
+    adjoint: AdjointRequest,
+    event_fn: Callable[..., Tensor] | None = None,
+) -> Backend:
+    """The backend that solves a problem: the solver's; for "auto" torch where Julia refuses it.
+
+    Raises:
+        InvalidArgumentError, BackendUnavailableError: see :func:`choose`; also where "auto" is
+            torch for want of Julia and only Julia has the method.
+    """
+    backend, torch = choose(solver.backend), _registry["torch"]
+    if solver.backend != "auto":
+        return backend
+    julia = _registry.get("julia")
+    if backend is julia and julia is not None:
+        refused = julia.refuses(problem, solver, adjoint, event_fn)
+        if refused is None or solver.method not in torch.capabilities().methods:
+            return julia  # which says itself why it refuses
+        return torch
+    only_julia = solver.method not in torch.capabilities().methods or problem.mass is not None
+    if julia is not None and only_julia and solver.method in julia.capabilities().methods:
+        raise BackendUnavailableError(
+            f"method {solver.method!r} is the Julia backend's, which cannot be used here: "
+            f"{julia.missing() or 'PYJULIAODE_BACKEND names another'}"
+        )
     return backend

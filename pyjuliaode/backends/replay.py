@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedError
 from ..problem import Problem
 from ..rhs import RHS
 from .runge_kutta import GraphStepper, Sides, Step, state_at
@@ -24,6 +25,7 @@ class Steps:
     Attributes:
         t: step boundaries (S + 1 of them).
         y: flat states at the first S of them.
+        end: the state at the last boundary, where the last step is to be compared with it.
         linear: states between the boundaries are interpolated linearly.
     """
 
@@ -32,6 +34,7 @@ class Steps:
     y: Sequence[Tensor]
     sides: Sides
     linear: bool = False
+    end: Tensor | None = None
 
 
 def clock_of(problem: Problem, t: Tensor) -> dict[float, Tensor]:
@@ -75,6 +78,8 @@ def replay(
             clock = {} if t_leaf is None else clock_of(problem, t_leaf)
             y = steps.y[i].detach().requires_grad_()
             step = _repeat(rhs, steps, clock, t0, t1, y, close=bool(inside) and not steps.linear)
+            if i == len(steps.y) - 1 and steps.end is not None:
+                _check_repeats(step.y1, steps.end)
             outputs = [step.y1]
             outputs += [
                 state_at(step, times[j], clock.get(times[j], times[j]), steps.linear)
@@ -89,6 +94,20 @@ def replay(
     d_t = None if t_leaf is None else found.pop()
     rest = iter(found)
     return [cotangent + grad[0], d_t, *(next(rest) if n else None for n in needs[1:])], rhs.nfe
+
+
+def _check_repeats(again: Tensor, before: Tensor) -> None:
+    """Raise where a step comes out otherwise than in the forward solve."""
+    size = 1.0 + float(before.abs().max())
+    off = float((again.detach() - before).abs().max()) / size
+    # rounding of one step is far below, and what dropout does far above
+    if off > torch.finfo(before.dtype).eps ** 0.5:
+        raise UnsupportedError(
+            f"the last step, taken again, differs by {off:.1e}: the field gives other values at "
+            "the same point (dropout, batch normalisation, random numbers, or parameters changed "
+            "since the solve), so its steps cannot be replayed; use backend='torch' with "
+            "adjoint='direct' and options={'checkpoint': False}"
+        )
 
 
 def _repeat(

@@ -18,12 +18,13 @@ from ...solution import Retcode, SolveStats
 from ...solver import Solver
 from ..autocast import AutocastField, unwrapped
 from ..base import AdjointRequest, Capabilities, Result
+from ..dense import UserDense
 from ..refusal import refuse_transforms
 from ..runge_kutta import NeedsGraph
+from ..tolerance import tolerance
 from . import per_sample
 from .continuous import AdjointPlan, run_continuous
-from .control import tolerance
-from .dense import DenseOutput, RestepOutput, UserDense
+from .dense import DenseOutput, RestepOutput
 from .direct import run_graph, run_replay
 from .forward import Trace, run, transforms_active
 from .plan import METHODS, Plan, user_norm
@@ -55,6 +56,20 @@ class TorchBackend:
             events=True,
         )
 
+    def refuses(
+        self,
+        problem: Problem,
+        solver: Solver,
+        adjoint: AdjointRequest,
+        event_fn: Callable[..., Tensor] | None = None,
+    ) -> str | None:
+        if problem.mass is None:
+            return None
+        return (
+            "the torch backend solves no systems with a mass matrix; use backend='julia' and "
+            "method='Rodas5P', 'FBDF' or 'RadauIIA5', or eliminate the algebraic variables"
+        )
+
     def solve(
         self,
         problem: Problem,
@@ -68,6 +83,8 @@ class TorchBackend:
                 f"adjoint {solver.adjoint!r} does not exist in the torch backend; 'gauss' computes "
                 "the same integral, and backend='julia' has it where Julia is set up"
             )
+        if refused := self.refuses(problem, solver, adjoint, event_fn):
+            raise UnsupportedError(refused)
         device = problem.y0.device.type
         if torch.is_autocast_enabled(device):
             problem = replace(problem, func=AutocastField(problem.func, device))

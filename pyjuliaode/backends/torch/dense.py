@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgumentError
-from ...problem import Problem, Structure
-from ...rhs import RHS, Time
+from ...problem import Problem
+from ...rhs import RHS
 from ..runge_kutta import GraphStepper, powers_of
 from .plan import Plan
 
@@ -50,6 +48,10 @@ class DenseOutput:
         theta = (t - self.bounds[i]) / self.h[i]
         q = self.q[i]
         return torch.addmv(self.y[i], q, powers_of(theta, q.shape[1], q.dtype, q.device))
+
+    def at_all(self, times: Sequence[float]) -> Tensor:
+        """Flat states (S, N)."""
+        return torch.stack([self.at(t) for t in times])
 
 
 class RestepOutput(DenseOutput):
@@ -91,33 +93,3 @@ class RestepOutput(DenseOutput):
         self.stepper.start(self.stepper.rhs(self.sides.after(start, end, {}), y))
         t_end = self.sides.before(start, end, {}) if t == end else None
         return self.stepper.trial(start, t, t - start, y, t_end, close=False)
-
-
-class UserDense:
-    """Dense output in the user's shapes, checked: what ``Solution.dense`` is."""
-
-    def __init__(self, make: Callable[[], DenseOutput], structure: Structure):
-        self._make, self.structure = make, structure
-
-    @cached_property
-    def flat(self) -> DenseOutput:
-        """Made when first asked for: most solutions never are."""
-        return self._make()
-
-    def __call__(self, t: Time) -> Any:
-        ts = t.detach() if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
-        if ts.ndim > 1:
-            raise InvalidArgumentError(f"t must be a number or 1-d, got shape {tuple(ts.shape)}")
-        low, high = sorted((self.flat.bounds[0], self.flat.bounds[-1]))
-        slack = 4 * torch.finfo(ts.dtype).eps * max(abs(low), abs(high))
-        values = ts.reshape(-1).tolist()
-        for k, x in enumerate(values):
-            values[k] = min(max(x, low), high)
-            if abs(values[k] - x) > slack:
-                raise InvalidArgumentError(
-                    f"t = {x:g} lies outside the solved span [{low:g}, {high:g}]"
-                )
-        flat = torch.stack([self.flat.at(x) for x in values])
-        if ts.ndim == 0:
-            return self.structure.unpack(flat[0])
-        return self.structure.unpack(flat, (len(values),))

@@ -88,7 +88,15 @@ class _Replay(torch.autograd.Function):
         trace = run(task.plan, task.problem, rhs, y0, f0, task.stats, **options)
         sides = task.plan.sides(task.problem.time_dtype)
         ctx.problem, ctx.stats = task.problem, task.stats
-        ctx.steps = Steps(task.plan.tableau, trace.step_t, trace.step_y, sides, task.plan.linear)
+        ended = trace.step_t[-1] == task.problem.times[-1]
+        ctx.steps = Steps(
+            task.plan.tableau,
+            trace.step_t,
+            trace.step_y,
+            sides,
+            task.plan.linear,
+            end=trace.rows[-1] if ended else None,
+        )
         trace.step_y = trace.step_y if task.run_options["record"] else []
         ctx.save_for_backward(root, t, *params)
         task.trace = trace

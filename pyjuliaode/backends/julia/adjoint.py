@@ -1,0 +1,192 @@
+"""Gradients: autograd functions over forward solves in Julia.
+
+direct: the accepted steps that Julia chose are replayed in torch, with the method's own tableau.
+gauss, interpolating, quadrature, backsolve: SciMLSensitivity solves the adjoint equations, with
+vector-Jacobian products of torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import SolverError
+from ...problem import Problem
+from ...rhs import RHS
+from ...solution import Retcode, SolveStats
+from ..refusal import once_only
+from ..replay import Steps, replay
+from ..runge_kutta import Sides
+from ..tableau import Tableau
+from .forward import Forward, Kept, accepted_steps, run_forward
+from .plan import Plan
+from .runtime import Runtime
+from .workspace import drain
+
+# of the report: see PyJuliaODE.adjoint!
+_REACHED = 7
+
+
+@dataclass
+class Task:
+    """What the backend hands to an autograd function, and gets back from it."""
+
+    runtime: Runtime
+    problem: Problem
+    plan: Plan
+    stats: SolveStats
+    keep_dense: bool
+    tableau: Tableau | None = None
+    forward: Forward | None = None
+
+
+def run_direct(task: Task) -> Tensor:
+    """Rows (T', N), differentiated by replaying the accepted steps."""
+    return _Direct.apply(task, task.problem.y0, task.problem.t, *task.problem.params)
+
+
+def run_continuous(task: Task) -> Tensor:
+    """Rows (T', N), differentiated by a continuous adjoint in Julia."""
+    return _Continuous.apply(task, task.problem.y0, task.problem.t, *task.problem.params)
+
+
+class _Direct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, task: Task, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
+        problem, plan = task.problem, task.plan
+        # the derivative with respect to a time is that of a step that ends there
+        land = ctx.needs_input_grad[2] or task.tableau.dense is None
+        inside = len(problem.times) > 2 and not land
+        keep = "dense" if inside or task.keep_dense else "steps"
+        done = run_forward(task.runtime, problem, plan, task.stats, keep=keep, land=land)
+        step_t, step_y = accepted_steps(task.runtime, done.kept, problem)
+        ctx.steps = Steps(
+            task.tableau,
+            step_t,
+            step_y[:-1],
+            Sides(problem.time_dtype, frozenset(plan.jumps)),
+            end=step_y[-1],
+        )
+        ctx.problem, ctx.stats = problem, task.stats
+        ctx.save_for_backward(y0, t, *params)
+        if not task.keep_dense:
+            done.kept = None
+        task.forward = done
+        return done.rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        started = time.perf_counter()
+        y0, t, *params = ctx.saved_tensors
+        needs = ctx.needs_input_grad[2:]
+        grads, nfe = replay(ctx.problem, ctx.steps, grad.detach(), t, params, needs)
+        ctx.stats.nfe_backward = nfe
+        ctx.stats.seconds_backward = time.perf_counter() - started
+        if torch.is_grad_enabled():
+            grads = once_only("direct (replay)", grads, [grad, y0, t, *params])
+        return None, *grads
+
+
+class _Continuous(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, task: Task, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
+        plan = task.plan
+        few = plan.checkpoints is not None or plan.adjoint == "backsolve"
+        keep = "checkpoints" if few and not task.keep_dense else "dense"
+        task.runtime.adjoints()
+        done = run_forward(task.runtime, task.problem, plan, task.stats, keep=keep)
+        ctx.runtime, ctx.problem, ctx.plan, ctx.stats = task.runtime, task.problem, plan, task.stats
+        ctx.kept, ctx.succeeded = done.kept, done.retcode.successful
+        ctx.save_for_backward(done.rows.clone(), y0, t, *params)
+        task.forward = done
+        return done.rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        ctx.runtime.check()
+        drain(ctx.runtime)
+        started = time.perf_counter()
+        rows, y0, t, *params = ctx.saved_tensors
+        with torch.no_grad():
+            grads = _gradient(ctx, grad.detach(), rows, params)
+        ctx.stats.seconds_backward = time.perf_counter() - started
+        if torch.is_grad_enabled():
+            grads = once_only(ctx.plan.adjoint, grads, [grad, y0, t, *params])
+        return None, *grads
+
+
+def _gradient(
+    ctx: Any, grad: Tensor, rows: Tensor, params: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients of (y0, t, *params)."""
+    problem, kept = ctx.problem, ctx.kept
+    n_rows = grad.shape[0]
+    if not bool(grad.isfinite().all()):  # as backpropagation: NaN, for a gradient scaler to see
+        return [torch.full_like(x, torch.nan) for x in (rows[0], problem.t, *params)]
+    used = [i for i in range(1, n_rows) if n_rows == 2 or bool(grad[i].any())]
+    if used:
+        lam, dp = _solve_adjoint(ctx, kept, grad, used)
+    else:
+        lam, dp = torch.zeros_like(rows[0]), rows.new_zeros(sum(p.numel() for p in params))
+    d_t = None
+    if ctx.needs_input_grad[2]:
+        rhs = RHS(problem)
+        slopes = [
+            torch.dot(g, rhs(t, y)) for g, t, y in zip(grad, problem.times, rows, strict=False)
+        ]
+        slopes[0] = -torch.dot(lam, rhs(problem.times[0], rows[0]))
+        d_t = torch.zeros_like(problem.t)
+        d_t[:n_rows] = torch.stack(slopes).to(problem.t)
+        ctx.stats.nfe_backward += rhs.nfe
+    pieces = dp.split([p.numel() for p in params]) if params else ()
+    d_params = [g.view(p.shape).to(p.dtype) for g, p in zip(pieces, params, strict=True)]
+    return [lam + grad[0], d_t, *d_params]
+
+
+def _solve_adjoint(
+    ctx: Any, kept: Kept, grad: Tensor, used: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """dL/dy0 through the flow, and dL/dparams as one vector."""
+    runtime, problem, plan = ctx.runtime, ctx.problem, ctx.plan
+    workspace = kept.workspace
+    cotangents = grad[list(used)].contiguous()
+    times = torch.tensor([kept.sign * problem.times[i] for i in used], dtype=torch.float64)
+    size = float(cotangents.square().mean(dim=1).max().sqrt()) if plan.relative_atol else 1.0
+    lam = torch.empty_like(problem.y0)
+    dp = grad.new_empty(max(sum(p.numel() for p in problem.params), 1))
+    rhs = workspace.rhs
+    before = (rhs.nfe, rhs.n_vjp, rhs.n_jacobians)
+    settings = {
+        "abstol": plan.adjoint_atol * (size or 1.0),
+        "reltol": plan.adjoint_rtol,
+        "maxiters": plan.max_steps * len(used),
+        "adaptive": plan.adaptive,
+        "dt": 0.0 if plan.adaptive else plan.dt or abs(problem.times[-1] - problem.times[0]),
+        "checkpointing": plan.checkpoints is not None or plan.adjoint == "backsolve",
+    }
+    try:
+        with workspace.calling():
+            code = runtime.adjoint(
+                *(kept.number, plan.adjoint_method.name, plan.adjoint, times.data_ptr()),
+                *(len(used), cotangents.data_ptr(), lam.data_ptr(), dp.data_ptr()),
+                workspace.report_at,
+                **settings,
+            )
+    finally:
+        nfe, n_vjp, n_jacobians = rhs.nfe, rhs.n_vjp, rhs.n_jacobians
+        ctx.stats.nfe_backward = nfe - before[0] + n_vjp - before[1]
+        ctx.stats.n_jacobians += n_jacobians - before[2]
+    retcode = Retcode.of(str(code))
+    if not retcode.successful:
+        reached = kept.sign * float(workspace.report[_REACHED])
+        raise SolverError(
+            f"the {plan.adjoint} adjoint ({plan.adjoint_method.name}) failed at t = {reached:.6g} "
+            f"with retcode {retcode}. {retcode.advice}",
+            retcode,
+        )
+    return lam, dp[: dp.numel() if problem.params else 0]

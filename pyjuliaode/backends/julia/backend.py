@@ -1,0 +1,217 @@
+"""JuliaBackend: what it can do, what it refuses, and a solve from end to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ...errors import InvalidArgumentError, PyJuliaODEError, UnsupportedError
+from ...problem import Problem
+from ...rhs import RHS, PerFunction, unlisted_leaves, warn_of_lost_gradients
+from ...solution import SolveStats
+from ...solver import Solver
+from ..autocast import AutocastField, unwrapped
+from ..base import AdjointRequest, Capabilities, Result
+from ..dense import UserDense
+from .adjoint import Task, run_continuous, run_direct
+from .environment import missing
+from .forward import Forward, Kept, KeptDense, accepted_steps, run_forward
+from .methods import names
+from .plan import ADJOINTS, Plan
+from .runtime import Runtime, get
+from .tableau import tableau_of
+from .workspace import PRECISION, drain
+
+_facts = PerFunction()
+
+
+class JuliaBackend:
+    """Solves with OrdinaryDiffEq and SciMLSensitivity, through juliacall."""
+
+    name = "julia"
+
+    def missing(self) -> str | None:
+        return missing()
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            methods=names(),
+            adjoints=ADJOINTS,
+            devices=("cpu", "cuda"),
+            dtypes=("float32", "float64"),
+            structures=("ode", "mass_matrix"),
+            events=True,
+        )
+
+    def refuses(
+        self,
+        problem: Problem,
+        solver: Solver,
+        adjoint: AdjointRequest,
+        event_fn: Callable[..., Tensor] | None = None,
+    ) -> str | None:
+        """Why this problem cannot be solved here, or None; starts nothing."""
+        try:
+            _check(problem)
+            Plan.build(problem, solver, adjoint)
+            _check_closure(problem)
+        except PyJuliaODEError as error:
+            return str(error)
+        if problem.y0.device.type != "cpu":
+            return "backend 'auto' solves CUDA tensors in torch"
+        return None
+
+    def solve(
+        self,
+        problem: Problem,
+        solver: Solver,
+        adjoint: AdjointRequest,
+        event_fn: Callable[..., Tensor] | None = None,
+    ) -> Result:
+        """Solve; see :class:`pyjuliaode.backends.base.Backend`."""
+        device = problem.y0.device.type
+        if torch.is_autocast_enabled(device):
+            problem = replace(problem, func=AutocastField(problem.func, device))
+            with torch.autocast(device, enabled=False):
+                return self.solve(problem, solver, adjoint, event_fn)
+        _check(problem)
+        plan = Plan.build(problem, solver, adjoint)
+        _check_closure(problem)
+        stats = SolveStats(method=plan.method.name, adjoint=plan.adjoint, backend=self.name)
+        if len(problem.times) == 1:
+            return Result(problem.y0[None], stats, step_t=list(problem.times))
+        runtime = get()
+        drain(runtime)
+        started = time.perf_counter()
+        keep_dense = bool(solver.option("dense", True))
+        result = _run(runtime, problem, plan, stats, keep_dense, event_fn)
+        stats.seconds = time.perf_counter() - started
+        return result
+
+
+def _run(
+    runtime: Runtime,
+    problem: Problem,
+    plan: Plan,
+    stats: SolveStats,
+    keep_dense: bool,
+    event_fn: Callable[..., Tensor] | None,
+) -> Result:
+    if event_fn is not None:
+        return _run_to_event(runtime, problem, plan, stats, event_fn)
+    if not _wants_gradient(problem):
+        keep = "dense" if keep_dense else ""
+        done = run_forward(runtime, problem, plan, stats, keep=keep)
+        return _result(runtime, problem, stats, done, done.rows, done.kept)
+    task = Task(runtime, problem, plan, stats, keep_dense)
+    if plan.adjoint == "direct":
+        task.tableau = tableau_of(runtime, plan.method.name)
+        if task.tableau is None:
+            raise UnsupportedError(
+                f"the steps of {plan.method.name} cannot be replayed: it is no plain explicit "
+                "Runge-Kutta method in the version installed here; use adjoint='gauss'"
+            )
+        stats.adjoint = "direct (replay)"
+        rows = run_direct(task)
+    else:
+        rows = run_continuous(task)
+    return _result(runtime, problem, stats, task.forward, rows, task.forward.kept)
+
+
+def _result(
+    runtime: Runtime,
+    problem: Problem,
+    stats: SolveStats,
+    done: Forward,
+    rows: Tensor,
+    kept: Kept | None,
+) -> Result:
+    stats.retcode = done.retcode
+    dense, step_t = None, []
+    if kept is not None and stats.adjoint != "backsolve":
+        make = partial(KeptDense, runtime, kept, problem, done.reached)
+        dense = UserDense(make, problem.structure)
+    return Result(rows, stats, done.retcode, done.message, step_t, dense)
+
+
+def _run_to_event(
+    runtime: Runtime,
+    problem: Problem,
+    plan: Plan,
+    stats: SolveStats,
+    event_fn: Callable[..., Tensor],
+) -> Result:
+    with torch.no_grad():
+        y0 = problem.structure.unpack(problem.y0)
+        first = event_fn(RHS(problem).time(problem.times[0]), y0)
+    done = run_forward(
+        runtime, problem, plan, stats, keep="dense", event_fn=event_fn, nevents=first.numel()
+    )
+    stats.retcode = done.retcode
+    result = Result(done.rows, stats, done.retcode, done.message)
+    if done.retcode.value == "Terminated":
+        _, states = accepted_steps(runtime, done.kept, problem)
+        result.event = (done.reached, states[-1].clone())
+    return result
+
+
+def _wants_gradient(problem: Problem) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return problem.y0.requires_grad or problem.t.requires_grad or bool(problem.params)
+
+
+def _check(problem: Problem) -> None:
+    """Raise for what Julia cannot take, with what can."""
+    y0 = problem.y0
+    if y0.dtype not in PRECISION:
+        raise UnsupportedError(
+            f"the Julia backend solves float32 and float64 states, y0 is {y0.dtype}; use "
+            "backend='torch'"
+        )
+    if y0.numel() == 0:
+        raise UnsupportedError("the Julia backend takes no empty state; use backend='torch'")
+    if any(p.is_complex() for p in problem.params):
+        raise UnsupportedError("the Julia backend takes real parameters only; use backend='torch'")
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        raise UnsupportedError(
+            "torch.func transforms and forward-mode differentiation do not pass through Julia; "
+            "use backend='torch' with adjoint='direct'"
+        )
+    told = [n for n in dir(type(unwrapped(problem.func))) if n.startswith("callback_")]
+    if told:
+        raise UnsupportedError(
+            f"func has {', '.join(told)}, which the Julia backend does not call; use "
+            "backend='torch'"
+        )
+
+
+def _check_closure(problem: Problem) -> None:
+    """Tensors that a function carries along get no gradient here: refuse, or warn for a module.
+
+    Costs one evaluation, once for every function and shape.
+    """
+    if problem.explicit_params is not None or not torch.is_grad_enabled():
+        return
+    func = unwrapped(problem.func)
+    key = (problem.y0.shape, problem.y0.dtype)
+    if _facts.get(func, key):
+        return
+    with torch.enable_grad():
+        origin = problem.y0.detach().requires_grad_()
+        f0 = RHS(problem)(problem.times[0], origin)
+    if f0.requires_grad and unlisted_leaves(problem, f0, origin):
+        if not isinstance(func, nn.Module):
+            raise InvalidArgumentError(
+                "func depends on tensors that require a gradient and is no torch.nn.Module, so "
+                "they are not known: make it a module with them as parameters, pass params "
+                "(adjoint_params), or use backend='torch' with adjoint='direct'"
+            )
+        warn_of_lost_gradients(problem, f0, origin)
+    _facts.put(func, key, True)

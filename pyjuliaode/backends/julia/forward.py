@@ -1,0 +1,183 @@
+"""Forward solves: from a plan to rows, and to what an adjoint or dense output keeps."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidArgumentError
+from ...problem import Problem
+from ...solution import Retcode, SolveStats
+from .plan import Plan
+from .runtime import Runtime
+from .workspace import PRECISION, Workspace, acquire, give_back
+
+# of the report: see PyJuliaODE.solve!
+_ROWS, _REACHED, _NF, _ACCEPTED, _REJECTED, _JACOBIANS, _HANDLE, _STEPS = range(8)
+
+
+class Kept:
+    """A solution that Julia keeps, with the workspace that its right-hand side is bound to.
+
+    Released when nobody holds it any more, at the next call of the thread that owns Julia.
+    """
+
+    def __init__(self, workspace: Workspace, number: int, steps: int, sign: float):
+        self.workspace, self.number, self.steps, self.sign = workspace, number, steps, sign
+        self._finalizer = weakref.finalize(self, _let_go, workspace, number)
+        self._finalizer.atexit = False
+
+
+def _let_go(workspace: Workspace, number: int) -> None:
+    # no Julia in here: a finalizer runs in whatever thread dropped the last reference
+    workspace.runtime.released.append((number, workspace))
+
+
+@dataclass
+class Forward:
+    """What a forward solve leaves.
+
+    Attributes:
+        rows: states (T', N) at the requested times that were reached.
+        kept: what stays in Julia, or None.
+        reached: the user's time that was reached.
+    """
+
+    rows: Tensor
+    retcode: Retcode
+    reached: float
+    message: str = ""
+    kept: Kept | None = None
+
+
+def run_forward(
+    runtime: Runtime,
+    problem: Problem,
+    plan: Plan,
+    stats: SolveStats,
+    *,
+    keep: str = "",
+    land: bool = False,
+    event_fn: Callable[..., Tensor] | None = None,
+    nevents: int = 0,
+) -> Forward:
+    """Solve. ``keep`` is "", "dense", "steps" or "checkpoints"; ``land``: steps end on times."""
+    y0 = problem.y0.detach().contiguous()
+    times = problem.times
+    sign = 1.0 if times[-1] >= times[0] else -1.0
+    ours = torch.tensor(times, dtype=torch.float64).mul_(sign)
+    _check_resolution(ours, y0.dtype)
+    fixed_grid = not plan.adaptive and plan.dt is None  # one step between two times, as torch's
+    stops = sorted(
+        {sign * t for t in plan.stops} | (set(ours.tolist()) if land or fixed_grid else set())
+    )
+    stops = [s for s in stops if float(ours[0]) < s <= float(ours[-1])]
+    jumps = [sign * t for t in plan.jumps]
+    stops_t, jumps_t = (torch.tensor(x, dtype=torch.float64) for x in (stops, jumps))
+    rows = torch.empty(len(times), y0.numel(), dtype=y0.dtype, device=y0.device)
+    jacobian = plan.method.implicit and plan.jacobian
+    workspace = acquire(runtime, problem, jacobian)
+    rhs = workspace.bind(problem, sign, event_fn)
+    mass = None if problem.mass is None else problem.mass.to(y0).contiguous()
+    settings = {
+        "keep": keep,
+        "adaptive": plan.adaptive,
+        "maxiters": plan.max_steps,
+        "jacobian": jacobian,
+        "second_order": plan.method.kind == "nystrom",
+        "ncheckpoints": plan.checkpoints or 0,
+        "dt": plan.dt or (float(ours[-1] - ours[0]) if fixed_grid else 0.0),
+        "dtmin": plan.dtmin,
+        "dtmax": plan.dtmax,
+        "nevents": nevents,
+    }
+    alive = [stops_t, jumps_t, mass]
+    for name, value in (("abstol", plan.atol), ("reltol", plan.rtol)):
+        if isinstance(value, Tensor):
+            value = value.to(y0).contiguous()
+            alive.append(value)
+            settings[f"{name}_at"] = value.data_ptr()
+        else:
+            settings[name] = value
+    if stops:
+        settings.update(tstops=stops_t.data_ptr(), ntstops=len(stops))
+    if jumps:
+        settings.update(jumps=jumps_t.data_ptr(), njumps=len(jumps))
+    if mass is not None:
+        settings.update(mass_at=mass.data_ptr(), initialization=plan.initialization)
+    number = 0
+    try:
+        with workspace.calling():
+            code = runtime.solve(
+                *(workspace.id, plan.method.name, y0.data_ptr(), ours.data_ptr(), len(times)),
+                *(rows.data_ptr(), workspace.report_at),
+                **settings,
+            )
+        report = workspace.report.tolist()
+        number = int(report[_HANDLE])
+    finally:
+        stats.nfe_forward += rhs.nfe
+        stats.n_jacobians += rhs.n_jacobians
+        if number == 0:
+            give_back(workspace)
+    stats.n_accepted, stats.n_rejected = int(report[_ACCEPTED]), int(report[_REJECTED])
+    kept = Kept(workspace, number, int(report[_STEPS]), sign) if number else None
+    reached = sign * report[_REACHED]
+    retcode = Retcode.of(str(code))
+    message = ""
+    if not retcode.successful:
+        message = (
+            f"{plan.method.name} stopped at t = {reached:.6g} with retcode {retcode}, after "
+            f"{stats.n_accepted} accepted and {stats.n_rejected} rejected steps. {retcode.advice}"
+        )
+    return Forward(rows[: int(report[_ROWS])], retcode, reached, message, kept)
+
+
+def _check_resolution(times: Tensor, dtype: torch.dtype) -> None:
+    """Julia's time has the dtype of the state: times must stay apart in it."""
+    if dtype == torch.float64 or bool((times.to(dtype).diff() > 0).all()):
+        return
+    raise InvalidArgumentError(
+        f"two of the times are the same number in {dtype}, the dtype of y0 ({PRECISION[dtype]}): "
+        "use a float64 state, or times further apart"
+    )
+
+
+def accepted_steps(runtime: Runtime, kept: Kept, problem: Problem) -> tuple[list[float], Tensor]:
+    """The user's times of the accepted steps, and the states there (S + 1, N)."""
+    y0 = problem.y0
+    times = torch.empty(kept.steps, dtype=torch.float64)
+    states = torch.empty(kept.steps, y0.numel(), dtype=y0.dtype, device=y0.device)
+    with runtime.errors():
+        runtime.steps(kept.number, times.data_ptr(), states.data_ptr())
+    at = times.mul_(kept.sign).tolist()
+    if y0.dtype != torch.float64:  # Julia's time was rounded: the requested ones as they were
+        rounded = torch.tensor(problem.times, dtype=torch.float64).to(y0.dtype).tolist()
+        exact = dict(zip(rounded, problem.times, strict=True))
+        at = [exact.get(t, t) for t in at]
+    return at, states
+
+
+class KeptDense:
+    """The flat trajectory by Julia's interpolant."""
+
+    def __init__(self, runtime: Runtime, kept: Kept, problem: Problem, end: float):
+        self.runtime, self.kept, self.y0 = runtime, kept, problem.y0.detach()
+        self.span = (problem.times[0], end)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.span
+
+    def at_all(self, times: list[float]) -> Tensor:
+        """States (S, N) at times within the span."""
+        self.runtime.check()
+        ours = torch.tensor(times, dtype=torch.float64).mul_(self.kept.sign)
+        out = torch.empty(len(times), self.y0.numel(), dtype=self.y0.dtype, device=self.y0.device)
+        with self.runtime.errors():
+            self.runtime.interpolate(self.kept.number, ours.data_ptr(), len(times), out.data_ptr())
+        return out

@@ -1,0 +1,198 @@
+"""Plan: a Solver as the Julia half takes it, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidArgumentError, UnsupportedError, unknown_name, warn
+from ...problem import Problem
+from ...solver import Solver
+from ..base import AdjointRequest
+from ..tolerance import tolerance
+from .methods import Method, find
+
+CONTINUOUS = ("gauss", "interpolating", "quadrature", "backsolve")
+ADJOINTS = ("direct", *CONTINUOUS)
+# options of torchdiffeq and of the torch backend that mean nothing here, and change no result
+_NO_MEANING = {"graph_memory", "batch_dim", "dtype", "form"}
+_KNOWN = {
+    *("dense", "checkpoint", "first_step", "min_step", "max_step", "max_num_steps"),
+    *("step_size", "step_t", "jump_t", "checkpoints", "jacobian", "initialization"),
+}
+# what cannot be left out without another result
+REFUSED = {
+    "norm": "norms of your own",
+    "per_sample": "own step sizes for every sample",
+    "perturb": "perturbed step boundaries",
+    "grid_constructor": "grids of your own (use step_t for times on which steps end)",
+    "interp": "linear interpolation",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to solve, independent of any right-hand side but for its size.
+
+    Attributes:
+        adjoint: "direct" or one of CONTINUOUS.
+        stops: times on which steps have to end; jumps: discontinuities.
+        checkpoints: how many states an adjoint keeps instead of all steps; None: all steps.
+    """
+
+    method: Method
+    adjoint: str
+    adjoint_method: Method
+    rtol: float | Tensor
+    atol: float | Tensor
+    adjoint_rtol: float
+    adjoint_atol: float
+    relative_atol: bool
+    dt: float | None
+    adaptive: bool
+    dtmin: float
+    dtmax: float
+    max_steps: int
+    stops: tuple[float, ...]
+    jumps: tuple[float, ...]
+    jacobian: bool
+    initialization: str
+    checkpoints: int | None
+
+    @classmethod
+    def build(cls, problem: Problem, solver: Solver, request: AdjointRequest) -> Plan:
+        """Check names and options.
+
+        Raises:
+            InvalidArgumentError: unknown names, values out of range.
+            UnsupportedError: what the Julia backend has not, with what has it.
+        """
+        options = dict(solver.options or {})
+        for name in sorted(REFUSED.keys() & options.keys()):
+            if options[name] not in (None, False):
+                raise UnsupportedError(
+                    f"options[{name!r}]: the Julia backend has no {REFUSED[name]}; use "
+                    "backend='torch'"
+                )
+        unknown = sorted(set(options) - _KNOWN - _NO_MEANING - set(REFUSED))
+        method = find(solver.method)
+        if unknown:
+            warn(
+                f"the Julia backend does not use the option(s) {', '.join(unknown)}; it uses "
+                f"{', '.join(sorted(_KNOWN))}"
+            )
+        dt = _positive("step_size", options.get("step_size", solver.dt))
+        fixed = method.fixed or options.get("step_size") is not None
+        if not fixed:
+            dt = _positive("first_step", options.get("first_step", dt))
+        adjoint, adjoint_method = _adjoint(problem, solver, request, method)
+        if problem.mass is not None and not method.implicit:
+            raise UnsupportedError(
+                f"method {solver.method!r} takes no mass matrix; use method='Rodas5P', 'FBDF' or "
+                "'RadauIIA5'"
+            )
+        if method.kind == "nystrom" and not problem.second_order:
+            raise UnsupportedError(
+                f"method {solver.method!r} solves h'' = f(t, h, h') and needs a state (h, h') "
+                "whose first half has the second as its derivative: HBNODE, SONODE, or "
+                "NesterovNODE in its second-order form"
+            )
+        checkpoints = options.get("checkpoints")
+        if checkpoints is not None and int(checkpoints) < 1:
+            raise InvalidArgumentError(f"checkpoints must be at least 1, got {checkpoints!r}")
+        initialization = options.get("initialization", "check")
+        if initialization not in ("check", "brown"):
+            raise unknown_name("initialization", initialization, ("check", "brown"))
+        structure, like = problem.structure, problem.y0
+        rtol = tolerance("rtol", solver.rtol, structure, like)
+        atol = tolerance("atol", solver.atol, structure, like)
+        return cls(
+            method=method,
+            adjoint=adjoint,
+            adjoint_method=adjoint_method,
+            rtol=rtol,
+            atol=atol,
+            adjoint_rtol=_number("adjoint_rtol", solver.adjoint_rtol, rtol),
+            adjoint_atol=_number("adjoint_atol", solver.adjoint_atol, atol),
+            relative_atol=solver.adjoint_atol is None,
+            dt=dt,
+            adaptive=not fixed,
+            dtmin=_positive("min_step", options.get("min_step") or None) or 0.0,
+            dtmax=_positive("max_step", options.get("max_step")) or 0.0,
+            max_steps=int(options.get("max_num_steps") or solver.max_steps),
+            stops=_times(options.get("step_t")),
+            jumps=_times(options.get("jump_t")),
+            jacobian=bool(options.get("jacobian", True)),
+            initialization=initialization,
+            checkpoints=None if checkpoints is None else int(checkpoints),
+        )
+
+
+def _adjoint(
+    problem: Problem, solver: Solver, request: AdjointRequest, method: Method
+) -> tuple[str, Method]:
+    """The adjoint of a solver, and the method of its backward solve."""
+    replayable = method.replayable and problem.mass is None
+    adjoint = solver.adjoint
+    if adjoint == "auto":
+        adjoint = "direct" if replayable else "gauss"
+    if adjoint == "direct":
+        if not replayable:
+            raise UnsupportedError(
+                f"adjoint 'direct' replays the steps of explicit Runge-Kutta methods, which "
+                f"{solver.method!r} is not; use adjoint='gauss' (or 'auto')"
+            )
+        if solver.option("checkpoint") is False:
+            raise UnsupportedError(
+                "the Julia backend keeps no autograd graph through its steps; leave "
+                "options['checkpoint'] out, or use backend='torch'"
+            )
+        return adjoint, method
+    options: Mapping[str, Any] = request.options or {}
+    if options:
+        raise UnsupportedError(
+            f"the Julia backend takes no adjoint_options, got {', '.join(sorted(options))}; use "
+            "backend='torch'"
+        )
+    if request.method is not None:
+        return adjoint, find(request.method)
+    if problem.mass is not None and adjoint in ("interpolating", "backsolve"):
+        raise UnsupportedError(
+            f"adjoint {adjoint!r} of a system with a mass matrix needs Jacobians of (N + P)^2 "
+            "numbers; use adjoint='gauss' or 'quadrature'"
+        )
+    # λ is interpolated at the quadrature's nodes, which costs Verner's methods extra stages; a
+    # Nyström method does not fit the adjoint system
+    if method.kind in ("lazy", "nystrom", "lowstorage", "stabilized", "multistep"):
+        return adjoint, find("Tsit5")
+    return adjoint, method
+
+
+def _number(name: str, value: Any, default: float | Tensor) -> float:
+    """A tolerance of an adjoint, which is a number here: the smallest where it was a tensor."""
+    value = default if value is None else value
+    if isinstance(value, (tuple, list)):
+        value = torch.cat([torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in value])
+    value = float(torch.as_tensor(value).min())
+    if not 0 <= value < math.inf:
+        raise InvalidArgumentError(f"{name} must be finite and >= 0, got {value!r}")
+    return value
+
+
+def _positive(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not float(value) > 0:
+        raise InvalidArgumentError(f"{name} must be positive, got {value!r}")
+    return float(value)
+
+
+def _times(value: Any) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    return tuple(float(x) for x in (value.tolist() if isinstance(value, Tensor) else value))

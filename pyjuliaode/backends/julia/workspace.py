@@ -1,0 +1,179 @@
+"""Workspaces: the vectors that torch and Julia share, and the callbacks that Julia calls."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem
+from ...rhs import RHS
+from .runtime import Runtime, translated
+
+CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_double)
+PRECISION = {torch.float32: "Float32", torch.float64: "Float64"}
+_KEPT = 4  # idle workspaces of one size
+
+Key = tuple[int, int, torch.dtype, torch.device, bool]
+
+
+class Workspace:
+    """Flat vectors of N numbers (gp: of P) that torch owns and Julia sees, by DLPack.
+
+    A callback reads ``u`` (and ``lam``), and writes ``du``, ``gu``, ``gp`` or ``jac``. It reports
+    success by writing 1 to the first cell of ``status``: what an exception leaves behind in a C
+    callback is garbage, so nothing is returned. Exceptions are kept in ``error``.
+    """
+
+    def __init__(self, runtime: Runtime, key: Key):
+        n, p, dtype, device, jacobian = key
+        self.runtime, self.key = runtime, key
+
+        def vector(size: int) -> Tensor:
+            return torch.zeros(max(size, 1), dtype=dtype, device=device)
+
+        self.u, self.du, self.lam, self.gu = (vector(n) for _ in range(4))
+        self.gp, self.jac = vector(p), vector(n * n if jacobian else 0)
+        self.status = (ctypes.c_int32 * 2)()
+        self.report = torch.zeros(8, dtype=torch.float64)
+        self.report_at = self.report.data_ptr()
+        self.error: BaseException | None = None
+        self.rhs: RHS | None = None
+        self._event_fn: Callable[..., Tensor] | None = None
+        # the order of PyJuliaODE.Callbacks
+        bodies = (
+            *(self._rhs, self._vjp_u, self._vjp_p),
+            *(self._vjp, self._jacobian, self._event),
+        )
+        self._callbacks = [self._guarded(body) for body in bodies]
+        addresses = [ctypes.cast(c, ctypes.c_void_p).value for c in self._callbacks]
+        with runtime.errors():
+            self.id = runtime.workspace(
+                *(PRECISION[dtype], device.type),
+                *(self.u, self.du, self.lam, self.gu, self.gp, self.jac),
+                *(p, ctypes.addressof(self.status), *addresses),
+            )
+
+    def bind(
+        self, problem: Problem, sign: float, event_fn: Callable[..., Tensor] | None = None
+    ) -> RHS:
+        """Serve this problem until the next one; Julia's time is ``sign`` times the user's."""
+        self.rhs, self.sign, self._event_fn = RHS(problem), sign, event_fn
+        self.error = None
+        self._destination = self.rhs.destinations(self.du.unsqueeze(0))[0]
+        pieces = self.gp.split([p.numel() for p in problem.params]) if problem.params else ()
+        self._gp = [g.view(p.shape) for g, p in zip(pieces, problem.params, strict=True)]
+        return self.rhs
+
+    def unbind(self) -> None:
+        self.rhs = self._event_fn = self._destination = None
+        self._gp = []
+
+    def _guarded(self, body: Callable[[float], None]) -> Callable[[float], None]:
+        status = self.status
+
+        def callback(t: float) -> None:
+            try:
+                body(t)
+                status[0] = 1
+            except BaseException as error:  # KeyboardInterrupt too; raised again after the solve
+                status[0] = 0
+                self.error = error
+
+        return CALLBACK(callback)
+
+    # The state is copied for the user's module, which may keep it: the vector is overwritten.
+
+    def _rhs(self, t: float) -> None:
+        rhs = self.rhs
+        rhs.into(self._destination, rhs.time(self.sign * t), self.u.clone())
+        if self.sign < 0:
+            self.du.neg_()
+
+    def _vjp_u(self, t: float) -> None:
+        _, gu, _ = self.rhs.vjp(self.sign * t, self.u.clone(), self.lam, params=False)
+        self._put(self.gu, gu)
+
+    def _vjp_p(self, t: float) -> None:
+        _, _, gp = self.rhs.vjp(self.sign * t, self.u.clone(), self.lam, state=False)
+        self._put_params(gp)
+
+    def _vjp(self, t: float) -> None:
+        du, gu, gp = self.rhs.vjp(self.sign * t, self.u.clone(), self.lam)
+        torch.mul(du, self.sign, out=self.du)
+        self._put(self.gu, gu)
+        self._put_params(gp)
+
+    def _jacobian(self, t: float) -> None:
+        jacobian = self.rhs.jacobian(self.sign * t, self.u.clone())
+        self.jac.view_as(jacobian).copy_(jacobian.t()).mul_(self.sign)  # column-major there
+
+    def _event(self, t: float) -> None:
+        t, rhs = self.rhs.time(self.sign * t), self.rhs
+        values = self._event_fn(t, rhs.structure.unpack(self.u.clone())).reshape(-1)
+        self.gu[: values.numel()].copy_(values)
+
+    def _put(self, target: Tensor, value: Tensor | None) -> None:
+        if value is None:
+            target.zero_()
+        else:
+            torch.mul(value, self.sign, out=target)
+
+    def _put_params(self, grads: tuple[Tensor | None, ...]) -> None:
+        for target, g in zip(self._gp, grads, strict=True):
+            if g is None:
+                target.zero_()
+            else:
+                torch.mul(g, self.sign, out=target)
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Around a call of Julia: what the user's module raised comes out as itself."""
+        self.error = None
+        try:
+            with torch.no_grad():
+                yield
+        except self.runtime.error_type as error:
+            if self.error is not None:
+                raise self.error.with_traceback(self.error.__traceback__) from None
+            if "HostAbort" in str(error):
+                # an interrupt can arrive in a callback before it is able to keep it
+                raise KeyboardInterrupt from None
+            raise translated(error) from error
+        finally:
+            kept, self.error = self.error, None
+        if kept is not None:  # it came between the report of success and the callback's end
+            raise kept
+
+
+_idle: dict[Key, list[Workspace]] = {}
+
+
+def acquire(runtime: Runtime, problem: Problem, jacobian: bool = False) -> Workspace:
+    """A workspace of the problem's size that nobody uses: a solve inside a solve has its own."""
+    y0 = problem.y0
+    size = sum(p.numel() for p in problem.params)
+    key = (y0.numel(), size, y0.dtype, y0.device, jacobian)
+    idle = _idle.get(key)
+    return idle.pop() if idle else Workspace(runtime, key)
+
+
+def give_back(workspace: Workspace) -> None:
+    """Keep a workspace for the next solve of that size; call in the thread that owns Julia."""
+    workspace.unbind()
+    idle = _idle.setdefault(workspace.key, [])
+    if len(idle) < _KEPT:
+        idle.append(workspace)
+    else:
+        workspace.runtime.discard(workspace.id)
+
+
+def drain(runtime: Runtime) -> None:
+    """Release what was let go of, in whatever thread, since the last call."""
+    while runtime.released:
+        number, workspace = runtime.released.popleft()
+        runtime.release(number)
+        give_back(workspace)
