@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .backends import AdjointRequest, backend_for, registered
-from .errors import InvalidArgumentError
+from .errors import InvalidArgumentError, UnsupportedError, unknown_name
 from .event import solve_event, to_solution
 from .problem import Problem, State
 from .solution import Solution
@@ -52,12 +53,45 @@ def solve(
         InvalidArgumentError, UnsupportedError, BackendUnavailableError, SolverError.
     """
     solver = Solver() if solver is None else solver
+    if solver.option("form") is not None:
+        return _solve_as_dae(func, y0, t, solver, event_fn, params, throw)
     problem = Problem.build(func, y0, t, params)
     if event_fn is not None:
         return solve_event(problem, solver, AdjointRequest(), event_fn, throw)
     request = AdjointRequest()
     result = backend_for(problem, solver, request).solve(problem, solver, request)
     return to_solution(problem, result, throw)
+
+
+def _solve_as_dae(
+    func: Field,
+    y0: State,
+    t: Tensor | Sequence[float],
+    solver: Solver,
+    event_fn: Callable[[Tensor, State], Tensor] | None,
+    params: Sequence[Tensor] | None,
+    throw: bool,
+) -> Solution:
+    """options={"form": "mass_matrix"}: solve (x, m, h) and return (x, m), as without it."""
+    form = solver.option("form")
+    if form != "mass_matrix":
+        raise unknown_name("form", form, ("mass_matrix",))
+    if not hasattr(func, "as_dae"):
+        raise InvalidArgumentError(
+            "options={'form': 'mass_matrix'} needs a dynamics with a constraint (NesterovNODE, "
+            f"GNesterovNODE), got {type(func).__name__}; see SemiExplicitDAE for your own"
+        )
+    if event_fn is not None:
+        raise UnsupportedError("events of a mass-matrix form: solve func.as_dae() instead")
+    options = {k: v for k, v in (solver.options or {}).items() if k != "form"}
+    dae = func.as_dae()
+    start = t[0] if isinstance(t, Tensor) else float(t[0])
+    solver = replace(solver, options=options)
+    solution = solve(dae, dae.lift(start, y0), t, solver, params=params, throw=throw)
+    solution.y = solution.y[:, :-1]
+    if (dense := solution.dense) is not None:
+        solution.dense = lambda at: torch.narrow(full := dense(at), full.ndim - y0.ndim, 0, 2)
+    return solution
 
 
 def odeint(
@@ -171,7 +205,10 @@ def _drop_in_solver(
     method = "dopri5" if method is None else method
     if options is not None and not isinstance(options, Mapping):
         raise InvalidArgumentError(f"options must be a dict, got {type(options).__name__}")
-    adjoint = "auto" if method == "scipy_solver" or _asks_for_replay(options) else "direct"
+    # torchdiffeq keeps the graph of the steps; its methods alone have one to keep
+    known = method in registered()["torch"].capabilities().methods
+    choose = method == "scipy_solver" or not known or _asks_for_replay(options)
+    adjoint = "auto" if choose else "direct"
     return Solver(
         method,
         rtol,

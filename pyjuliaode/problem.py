@@ -68,15 +68,6 @@ def _show(shapes: Sequence[torch.Size]) -> str:
     return str(shown[0]) if len(shown) == 1 else str(shown)
 
 
-class SemiExplicit(nn.Module):
-    """A module whose ``mass`` is the diagonal of a mass matrix: mass * dy/dt = module(t, y).
-
-    ``mass`` has the structure of y0, or broadcasts to it; zeros mark algebraic equations.
-    """
-
-    mass: State
-
-
 @dataclass
 class Problem:
     """dy/dt = func(t, y), y(t[0]) = y0, wanted at the times t.
@@ -140,9 +131,12 @@ class Problem:
         named = None if params is None else _check_params(params)
         times = t.detach().tolist()
         _check_monotone(times, single_time)
-        mass = getattr(func, "mass", None) if isinstance(func, SemiExplicit) else None
-        mass = None if mass is None else _check_mass(mass, structure, flat)
-        second_order = bool(getattr(type(func), "second_order", False)) and func.second_order
+        # asked of the type: a module that lacks it searches its parameters and buffers at length
+        kind = type(func)
+        mass = None
+        if hasattr(kind, "mass_of"):
+            mass = _check_mass(func.mass_of(y0), structure, flat)
+        second_order = hasattr(kind, "position_first") and func.position_first
         return cls(func, flat, t, times, structure, named, mass, second_order)
 
 

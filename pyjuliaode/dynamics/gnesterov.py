@@ -14,6 +14,7 @@ from .activations import ActivationLike, make_activation
 from .base import Time, as_number, as_time
 from .coefficients import Coefficient, as_tensor, minus_scaled, nonnegative, show
 from .field import Field
+from .mass_matrix import MassMatrixForm
 from .nesterov import VARIANTS
 from .nesterov_factor import check_friction, check_positive_start, factor, rate
 from .second_order import SecondOrderDynamics, Velocity
@@ -136,9 +137,24 @@ class GNesterovNODE(SecondOrderDynamics):
             h, m = first, published.momentum(t, first, second, self.r)
         else:
             h, m = self._kappa(t) * first, second
+        return torch.stack(self.constrained_slope(t, first, m, h))
+
+    def constrained_slope(
+        self, t: Tensor, x: Tensor, m: Tensor, h: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(x', m') of eq. 15 with the field evaluated at h."""
         f = self.activation_field(self.evaluate(t, h))
         force = torch.sub(f if self.sign > 0 else -f, m)
-        return torch.stack((self.activation_velocity(m), minus_scaled(force, self.pull(), h)))
+        return self.activation_velocity(m), minus_scaled(force, self.pull(), h)
+
+    def as_dae(self) -> MassMatrixForm:
+        """The same system with h kept as an algebraic variable.
+
+        Raises:
+            InvalidArgumentError: variant="published" has no constraint.
+        """
+        self.constraint_factor(1.0)
+        return MassMatrixForm(self)
 
     def readout(self, t: Time, state: Tensor) -> Tensor:
         return self._kappa(as_time(t)) * state[0]

@@ -41,6 +41,8 @@ class SONODE(SecondOrderDynamics):
         super().__init__(field, initial_velocity, time_dependent)
         self.dim = dim
 
+    position_first = True  # h' is the second component: what Nyström methods need
+
     def forward(self, t: Tensor, state: Tensor) -> Tensor:
         h, v = state.unbind(0)
         both = torch.cat((h, v), feature_dim(h, self.dim))
@@ -83,6 +85,8 @@ class HBNODE(SecondOrderDynamics):
         self.fixed_gamma = None if gamma is None else nonnegative("gamma", gamma)
         self.epsilon = nonnegative("epsilon", epsilon)
         self.omega = nn.Parameter(torch.tensor(-3.0)) if gamma is None else None
+
+    position_first = True
 
     def damping(self) -> Coefficient:
         """γ: a number where it is fixed, a 0-d tensor where it is learned."""
@@ -159,6 +163,8 @@ class GHBNODE(HBNODE):
         h, m = state.unbind(0)
         force = minus_scaled(self.evaluate(t, h), self.pull(), h)
         return torch.stack((self.activation(m), minus_scaled(force, self.damping(), m)))
+
+    position_first = False
 
     def velocity(self, t: float | Tensor, state: Tensor) -> Tensor:
         return self.activation(state[1])

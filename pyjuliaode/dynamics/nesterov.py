@@ -8,6 +8,7 @@ from torch import Tensor
 from ..errors import InvalidArgumentError, unknown_name
 from .base import Time, as_time
 from .field import Field
+from .mass_matrix import MassMatrixForm
 from .nesterov_factor import check_friction, factor
 from .nesterov_forms import FactorForm, Form, PublishedForm, SecondOrderForm
 from .published import check_sign
@@ -96,6 +97,26 @@ class NesterovNODE(SecondOrderDynamics):
         if not isinstance(self._form, FactorForm):
             raise InvalidArgumentError('only form="dae" with variant="paper" has a constraint')
         return factor(as_time(t), self.r)
+
+    @property
+    def position_first(self) -> bool:
+        """Whether h' is the second component, as Nyström methods need it."""
+        return self.form == "second_order"
+
+    def constrained_slope(
+        self, t: Tensor, x: Tensor, m: Tensor, h: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(x', m') of eq. 14 with the field evaluated at h."""
+        return self._form.slope(t, (x, m), self.evaluate(t, h))
+
+    def as_dae(self) -> MassMatrixForm:
+        """The same system with h kept as an algebraic variable.
+
+        Raises:
+            InvalidArgumentError: this form has no constraint.
+        """
+        self.constraint_factor(1.0)
+        return MassMatrixForm(self)
 
     def initial_state(self, h0: Tensor, dh0: Tensor | None = None, t0: Time = 0.0) -> Tensor:
         return torch.stack(self._form.start(h0, self.start(h0, dh0), t0))
