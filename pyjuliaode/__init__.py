@@ -7,6 +7,7 @@ from .api import odeint_adjoint as odeint_adjoint
 from .api import odeint_dense as odeint_dense
 from .api import odeint_event as odeint_event
 from .api import solve as solve
+from .api import warmup as warmup
 from .dae import SemiExplicitDAE as SemiExplicitDAE
 from .doctor import doctor as doctor
 from .dynamics import ANODE as ANODE

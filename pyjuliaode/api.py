@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backends import AdjointRequest, backend_for, registered
+from .backends import AdjointRequest, backend_for, choose, registered
 from .errors import InvalidArgumentError, UnsupportedError, unknown_name
 from .event import solve_event, to_solution
 from .problem import Problem, State
@@ -207,8 +208,8 @@ def _drop_in_solver(
         raise InvalidArgumentError(f"options must be a dict, got {type(options).__name__}")
     # torchdiffeq keeps the graph of the steps; its methods alone have one to keep
     known = method in registered()["torch"].capabilities().methods
-    choose = method == "scipy_solver" or not known or _asks_for_replay(options)
-    adjoint = "auto" if choose else "direct"
+    free = method == "scipy_solver" or not known or _asks_for_replay(options)
+    adjoint = "auto" if free else "direct"
     return Solver(
         method,
         rtol,
@@ -291,6 +292,46 @@ def odeint_dense(
         return solve(func, y0, [float(t0), float(t1)], solver)
 
 
+def warmup(adjoint: str = "gauss", method: str = "tsit5") -> dict[str, float]:
+    """Start Julia, and compile what a first solve and gradient need; in the main thread.
+
+    Everything that this does is otherwise done by the first solve. A method's code for another
+    precision, or for another adjoint, is still compiled when it is first used.
+
+    Returns:
+        Seconds of each part: "start", "solve", "gradient".
+
+    Raises:
+        BackendUnavailableError: Julia is not set up; says what to run.
+    """
+    julia = choose("julia")
+    before = time.perf_counter()
+    julia.start()
+    seconds = {"start": time.perf_counter() - before}
+    field = nn.Linear(2, 2).to(torch.float64)
+    y0, t = torch.zeros(3, 2, dtype=torch.float64), [0.0, 1.0]
+    solver = Solver(method, adjoint=adjoint, backend="julia", options={"dense": False})
+    before = time.perf_counter()
+    with torch.no_grad():
+        solve(lambda t, y: field(y), y0, t, solver)
+    seconds["solve"] = time.perf_counter() - before
+    before = time.perf_counter()
+    with torch.enable_grad():
+        y = solve(_Autonomous(field), y0, t, solver).y
+        y[-1].sum().backward()
+    seconds["gradient"] = time.perf_counter() - before
+    return seconds
+
+
+class _Autonomous(nn.Module):
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(y)
+
+
 def backends() -> dict[str, dict[str, Any]]:
     """The backends by name: whether each is ready, what is missing, and what it can do."""
     report = {}
@@ -300,5 +341,6 @@ def backends() -> dict[str, dict[str, Any]]:
             "ready": missing is None,
             "missing": missing,
             "capabilities": backend.capabilities(),
+            "versions": backend.versions(),
         }
     return report

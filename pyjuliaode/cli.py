@@ -1,4 +1,4 @@
-"""The command line: pyjuliaode run, list, compare, bench, doctor."""
+"""The command line: pyjuliaode run, list, compare, bench, doctor, setup-julia."""
 
 from __future__ import annotations
 
@@ -236,12 +236,37 @@ def bench_command(context: typer.Context) -> None:
 
 
 @app.command("doctor")
-def doctor_command() -> None:
+def doctor_command(
+    start: Annotated[
+        bool, typer.Option("--start", help="Start Julia too, and solve a problem with it.")
+    ] = False,
+) -> None:
     """Say what is here, what is missing and how to get it."""
     with _clean_errors():
         from .doctor import doctor
 
-        typer.echo(doctor())
+        typer.echo(doctor(start=start))
+
+
+@app.command("setup-julia")
+def setup_julia_command(
+    sysimage: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Build a system image instead, for quicker starts."),
+    ] = None,
+) -> None:
+    """Download Julia and its packages where they are missing, and precompile them."""
+    with _clean_errors():
+        from pathlib import Path
+
+        from .backends.julia.setup import build_sysimage, setup
+
+        if sysimage is not None:
+            path = build_sysimage(Path(sysimage), typer.echo)
+            typer.echo(f"done; use it with PYTHON_JULIACALL_SYSIMAGE={path}")
+        else:
+            typer.echo(setup(typer.echo))
+            typer.echo("done: backend='julia' is ready")
 
 
 def main() -> None:

@@ -7,7 +7,9 @@ from importlib import metadata, util
 
 import torch
 
-from .api import backends
+from .api import backends, warmup
+from .backends.julia.environment import described
+from .errors import PyJuliaODEError
 
 _OPTIONAL = {
     "scipy": "method='scipy_solver'; pip install 'pyjuliaode[experiments]'",
@@ -18,8 +20,13 @@ _OPTIONAL = {
 }
 
 
-def doctor() -> str:
-    """A report for people: versions, devices, backends, what is missing. Starts nothing."""
+def doctor(start: bool = False) -> str:
+    """A report for people: versions, devices, backends, what is missing, what to run next.
+
+    Arguments:
+        start: start Julia and solve a problem with a gradient, and say how long that took.
+            Without it nothing is started.
+    """
     lines = [
         f"pyjuliaode {_version()}",
         f"Python     {platform.python_version()} on {platform.platform()}",
@@ -30,11 +37,24 @@ def doctor() -> str:
     ]
     for name, report in backends().items():
         lines.append(f"  {name:<6} {'ready' if report['ready'] else report['missing']}")
+    lines += ["", "Julia", *(f"  {name:<22} {value}" for name, value in described().items())]
+    if start:
+        lines += ["", "Julia, started", *_started()]
     lines += ["", "optional packages"]
     for module, use in _OPTIONAL.items():
         found = util.find_spec(module) is not None
         lines.append(f"  {module:<12} {'found' if found else 'not found: for ' + use}")
     return "\n".join(lines)
+
+
+def _started() -> list[str]:
+    try:
+        seconds = warmup()
+    except PyJuliaODEError as error:
+        return [f"  failed: {error}"]
+    versions = backends()["julia"]["versions"]
+    lines = [f"  {name:<22} {value}" for name, value in versions.items()]
+    return lines + [f"  {name:<22} {value:.1f} s" for name, value in seconds.items()]
 
 
 def _version() -> str:

@@ -28,6 +28,12 @@ def missing_julia() -> str | None:
     return pyjuliaode.backends()["julia"]["missing"]
 
 
+@pytest.fixture(autouse=True)
+def _auto_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that name no backend are of the torch backend, on machines with Julia too."""
+    monkeypatch.setenv("PYJULIAODE_BACKEND", "torch")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

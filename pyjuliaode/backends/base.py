@@ -66,6 +66,12 @@ class Backend(Protocol):
 
     def capabilities(self) -> Capabilities: ...
 
+    def versions(self) -> dict[str, str]:
+        """Versions of what it runs on, as far as known without starting anything."""
+
+    def start(self) -> None:
+        """Get ready now rather than at the first solve."""
+
     def refuses(
         self,
         problem: Problem,

@@ -24,7 +24,7 @@ from .environment import missing
 from .forward import Forward, Kept, KeptDense, accepted_steps, run_forward
 from .methods import names
 from .plan import ADJOINTS, Plan
-from .runtime import Runtime, get
+from .runtime import Runtime, get, started
 from .tableau import tableau_of
 from .workspace import PRECISION, drain
 
@@ -38,6 +38,13 @@ class JuliaBackend:
 
     def missing(self) -> str | None:
         return missing()
+
+    def versions(self) -> dict[str, str]:
+        runtime = started()
+        return {} if runtime is None else runtime.versions()
+
+    def start(self) -> None:
+        get().adjoints()
 
     def capabilities(self) -> Capabilities:
         return Capabilities(

@@ -57,10 +57,8 @@ def _missing(
 ) -> str | None:
     if loaded:
         return None
-    if importlib.util.find_spec("juliacall") is None:
-        return f"juliacall is not installed: pip install 'pyjuliaode[julia]', then {SETUP}"
-    if wrong := wrong_juliacall():
-        return wrong
+    if absent := without_juliacall():
+        return absent
     if bool(exe) != bool(project):
         one, other = ("EXE", "PROJECT") if exe else ("PROJECT", "EXE")
         return (
@@ -72,8 +70,10 @@ def _missing(
     return _missing_in_juliapkg()
 
 
-def wrong_juliacall() -> str | None:
-    """Says where the installed juliacall is not of a version that was run."""
+def without_juliacall() -> str | None:
+    """Says where juliacall is not installed, or not in a version that was run."""
+    if importlib.util.find_spec("juliacall") is None:
+        return f"juliacall is not installed: pip install 'pyjuliaode[julia]', then {SETUP}"
     version = metadata.version("juliacall")
     low, high = TESTED["PythonCall"]
     if low <= numbers(version) < high:
@@ -143,3 +143,23 @@ def requirements() -> str:
     text = (source / "Project.toml").read_text(encoding="utf-8")
     parts = [str(source), text, JULIA, json.dumps(PACKAGES, sort_keys=True)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def described() -> dict[str, str]:
+    """What a look at the files tells of the environment: where it is, and versions in it."""
+    exe, named = (os.environ.get(f"PYTHON_JULIACALL_{x}") for x in ("EXE", "PROJECT"))
+    project = Path(named) if named else juliapkg_project()
+    found = {"program": exe or "juliapkg's", "environment": str(project or "none")}
+    if importlib.util.find_spec("juliacall") is not None:
+        found["juliacall"] = metadata.version("juliacall")
+    manifest = None if project is None else project / "Manifest.toml"
+    if manifest is not None and manifest.is_file():
+        text = manifest.read_text(encoding="utf-8")
+        if julia := re.search(r'^julia_version = "(.*)"', text, re.M):
+            found["Julia"] = julia[1]
+        for name in (OWN[0], "PythonCall", *PACKAGES, "SciMLBase", "OrdinaryDiffEqCore"):
+            entry = re.search(rf"^\[\[deps\.{name}\]\](.*?)(?=^\[\[|\Z)", text, re.M | re.S)
+            version = entry and re.search(r'^\s*version = "(.*)"', entry[1], re.M)
+            found[name] = version[1] if version else "in another form" if entry else "missing"
+    found["next"] = missing() or "nothing: it is ready"
+    return found

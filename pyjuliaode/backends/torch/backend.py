@@ -46,6 +46,12 @@ class TorchBackend:
     def missing(self) -> str | None:
         return None
 
+    def versions(self) -> dict[str, str]:
+        return {"torch": str(torch.__version__)}
+
+    def start(self) -> None:
+        """There is nothing to start."""
+
     def capabilities(self) -> Capabilities:
         return Capabilities(
             methods=METHODS,
