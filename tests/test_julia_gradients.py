@@ -1,0 +1,417 @@
+"""The Julia backend's gradients: finite differences, the torch backend, and traps of the engine."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from problems import F64, Field, gradients, models, relative_error
+from test_julia_solves import Robertson, VanDerPol
+from torch import nn
+
+import pyjuliaode as pjo
+
+pytestmark = [pytest.mark.julia, pytest.mark.timeout(900)]
+
+CONTINUOUS = ["gauss", "interpolating", "quadrature", "backsolve"]
+ADJOINTS = ["direct", *CONTINUOUS]
+
+
+def julia(method: str = "tsit5", tol: float = 1e-8, adjoint: str = "auto", **options) -> pjo.Solver:
+    return pjo.Solver(method, tol, tol, adjoint=adjoint, backend="julia", options=options)
+
+
+def reference(func, y0, t, inputs):
+    """Backpropagation through rk4 with 400 steps a unit of time: truth to 1e-12 (smooth fields)."""
+    y = pjo.odeint(func, y0, t, method="rk4", options={"step_size": 1 / 400}, backend="torch")
+    return gradients(y, inputs)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("name", models())
+def test_gradcheck_of_every_model_and_adjoint(name, adjoint):
+    """Against central differences in float64, with respect to h0, the times and all parameters.
+
+    Tolerance 1e-9 of the solve, step 1e-5: differences carry errors up to 1e-9 / 1e-5 = 1e-4.
+    """
+    dynamics = models()[name]
+    h0 = torch.randn(2, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([1.0, 1.4, 2.0], dtype=F64, requires_grad=True)
+    params = list(dynamics.parameters())
+
+    def run(h0, t, *params):
+        state = dynamics.initial_state(h0, t0=1.0)
+        return pjo.solve(dynamics, state, t, julia(tol=1e-9, adjoint=adjoint)).y
+
+    inputs = (h0, t, *params)
+    assert torch.autograd.gradcheck(run, inputs, eps=1e-5, atol=1e-4, rtol=1e-3, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", models())
+def test_adjoints_agree_with_the_torch_backend(name):
+    """All five to 1e-8 relative with the truth, at tolerance 1e-12."""
+    dynamics = models()[name]
+    h0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([1.0, 1.3, 1.9, 2.5], dtype=F64, requires_grad=True)
+    inputs = [h0, t, *dynamics.parameters()]
+    state = dynamics.initial_state(h0, t0=1.0)
+    wanted = gradients(pjo.solve(dynamics, state, t, pjo.Solver("dopri5", 1e-12, 1e-12)).y, inputs)
+    for adjoint in ADJOINTS:
+        state = dynamics.initial_state(h0, t0=1.0)
+        sol = pjo.solve(dynamics, state, t, julia(tol=1e-12, adjoint=adjoint))
+        assert relative_error(gradients(sol.y, inputs), wanted) < 1e-8, adjoint
+        assert sol.stats.nfe_backward > 0
+        assert sol.stats.backend == "julia"
+
+
+@pytest.mark.parametrize("adjoint", CONTINUOUS)
+@pytest.mark.parametrize("method", ["Vern6", "Vern7", "Vern8", "Vern9", "BS5"])
+def test_verner_s_methods_have_right_gradients(method, adjoint):
+    """With lazy interpolation stages they are wrong by 1e-5 to 6e-4 whatever the tolerance: the
+    stages of the last step are filled with a step of length zero when it is read at its end."""
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 0.3, 1.0], dtype=F64)
+    inputs = [y0, *field.parameters()]
+    y = pjo.solve(field, y0, t, julia(method, 1e-10, adjoint)).y
+    assert relative_error(gradients(y, inputs), reference(field, y0, t, inputs)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "method", ["DP5", "Tsit5", "BS3", "Vern7", "DP8", "RK4", "OwrenZen5", "Vern9"]
+)
+@pytest.mark.parametrize("outputs", [2, 5])
+def test_replay_is_the_exact_gradient_of_the_steps(method, outputs):
+    """Fixed steps: finite differences of the discrete solution itself, to their rounding of 1e-9;
+    with outputs between the steps the interpolant takes part."""
+    field = Field()
+    y0 = torch.randn(2, dtype=F64)
+    direction = torch.randn(2, dtype=F64)
+    t = torch.linspace(0.0, 1.0, outputs, dtype=F64)
+    solver = julia(method, 1e-3, "direct", step_size=0.4)  # coarse: steps do not meet the outputs
+    weight = torch.randn(outputs, 2, dtype=F64)
+
+    def value(y0):
+        return (weight * pjo.solve(field, y0, t, solver).y).sum()
+
+    leaf = y0.clone().requires_grad_()
+    (found,) = torch.autograd.grad(value(leaf), leaf)
+    eps = 1e-6
+    with torch.no_grad():
+        slope = (value(y0 + eps * direction) - value(y0 - eps * direction)) / (2 * eps)
+    assert float(found @ direction) == pytest.approx(float(slope), rel=1e-7, abs=1e-8)
+
+
+@pytest.mark.parametrize("adjoint", CONTINUOUS)
+def test_fixed_steps_with_continuous_adjoints(adjoint):
+    """Both directions at the method's order: 1e-6 with 40 steps of fifth order."""
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
+    inputs = [y0, *field.parameters()]
+    y = pjo.solve(field, y0, t, julia("tsit5", 1e-8, adjoint, step_size=0.025)).y
+    assert relative_error(gradients(y, inputs), reference(field, y0, t, inputs)) < 1e-6
+
+
+@pytest.mark.parametrize("adjoint", ["gauss", "interpolating"])
+@pytest.mark.parametrize("method", ["tsit5", "Vern7"])
+def test_checkpoints_give_the_gradient_of_all_steps(method, adjoint):
+    """To 1e-7 relative at tolerance 1e-10."""
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 0.7, 2.0], dtype=F64)
+    inputs = [y0, *field.parameters()]
+    options = {"checkpoints": 3, "dense": False}
+    y = pjo.solve(field, y0, t, julia(method, 1e-10, adjoint, **options)).y
+    assert relative_error(gradients(y, inputs), reference(field, y0, t, inputs)) < 1e-7
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_decreasing_times(adjoint):
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([1.5, 1.0, 0.2], dtype=F64, requires_grad=True)
+    inputs = [y0, t, *field.parameters()]
+    y = pjo.solve(field, y0, t, julia(tol=1e-10, adjoint=adjoint)).y
+    wanted = gradients(pjo.solve(field, y0, t, pjo.Solver("dopri5", 1e-12, 1e-12)).y, inputs)
+    assert relative_error(gradients(y, inputs), wanted) < 1e-7
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_float32(adjoint):
+    """Everything stays float32; against float64, to a hundred roundings."""
+    torch.manual_seed(0)
+    field = Field().to(torch.float32)
+    y0 = torch.randn(3, 2, requires_grad=True)
+    t = torch.tensor([0.0, 0.3, 1.0])
+    inputs = [y0, *field.parameters()]
+    y = pjo.solve(field, y0, t, julia(tol=1e-6, adjoint=adjoint)).y
+    assert y.dtype == torch.float32
+    found = gradients(y, inputs)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(F64)
+    field64 = Field()
+    field64.load_state_dict({k: v.to(F64) for k, v in field.state_dict().items()})
+    y64 = y0.detach().to(F64).requires_grad_()
+    out = pjo.solve(field64, y64, t.to(F64), pjo.Solver("dopri5", 1e-10, 1e-10)).y
+    wanted = torch.autograd.grad((weight * out).sum(), [y64, *field64.parameters()])
+    assert relative_error([x.to(F64) for x in found], list(wanted)) < 2e-5
+
+
+class Fixed(nn.Module):
+    """No parameters."""
+
+    def forward(self, t, y):
+        return -torch.cos(t) * y
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("shape", [(1,), (2, 3)])
+def test_no_parameters_and_one_number(adjoint, shape):
+    y0 = torch.ones(shape, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    y = pjo.solve(Fixed(), y0, t, julia(tol=1e-10, adjoint=adjoint)).y
+    (found,) = torch.autograd.grad(y[-1].sum(), y0)
+    assert torch.allclose(found, torch.exp(-torch.sin(t[-1])).expand(shape), rtol=1e-8)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_only_the_first_time_carries_a_gradient(adjoint):
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    y = pjo.solve(field, y0, [0.0, 0.5, 1.0], julia(adjoint=adjoint)).y
+    g = torch.autograd.grad(y[0].sum(), [y0, *field.parameters()], retain_graph=True)
+    assert torch.equal(g[0], torch.ones_like(y0))
+    assert all(not x.any() for x in g[1:])
+    inner = torch.autograd.grad(y[1].sum(), y0)[0]  # a second backward, of another output
+    again = pjo.solve(field, y0, [0.0, 0.5], julia(adjoint=adjoint)).y
+    assert relative_error([inner], [torch.autograd.grad(again[1].sum(), y0)[0]]) < 1e-6
+
+
+def test_parameters_of_other_shapes_that_are_not_used_and_that_are_frozen():
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.5, dtype=F64))
+            self.unused = nn.Parameter(torch.zeros(2, 3, dtype=F64))
+            self.frozen = nn.Parameter(torch.tensor(1.0, dtype=F64), requires_grad=False)
+
+        def forward(self, t, y):
+            return -self.rate * self.frozen * y
+
+    for adjoint in ADJOINTS:
+        func = Partly()
+        y0 = torch.ones(2, dtype=F64)
+        pjo.solve(func, y0, [0.0, 1.0], julia(tol=1e-10, adjoint=adjoint)).y[-1].sum().backward()
+        assert float(func.rate.grad) == pytest.approx(-2 * torch.tensor(-0.5).exp().item(), 1e-7)
+        assert func.frozen.grad is None
+        assert func.unused.grad is None or not func.unused.grad.any()
+
+
+@pytest.mark.parametrize("adjoint", ["gauss", "quadrature", "interpolating"])
+def test_robertson_s_rates(adjoint):
+    """Gradients of a stiff solution against central differences of it, to 1e-4 relative."""
+    func, y0 = Robertson(), torch.tensor([1.0, 0.0, 0.0], dtype=F64)
+    t = torch.tensor([0.0, 40.0], dtype=F64)
+    weight = torch.tensor([1.0, 1e4, -1.0], dtype=F64)
+
+    def value(solver):
+        return (weight * pjo.solve(func, y0, t, solver).y[-1]).sum()
+
+    solver = pjo.Solver(
+        "Rodas5P", 1e-8, 1e-12, adjoint=adjoint, adjoint_atol=1e-13, backend="julia"
+    )
+    (found,) = torch.autograd.grad(value(solver), func.k)
+    tight = pjo.Solver("Rodas5P", 1e-11, 1e-14, backend="julia")
+    for i in range(3):
+        eps = 1e-4 * float(func.k[i])
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                func.k[i] += sign * eps
+                values.append(float(value(tight)))
+                func.k[i] -= sign * eps
+        slope = (values[0] - values[1]) / (2 * eps)
+        assert float(found[i]) == pytest.approx(slope, rel=1e-4)
+
+
+def test_the_stiffness_of_van_der_pol():
+    func, y0 = VanDerPol(1e3), torch.tensor([2.0, 0.0], dtype=F64)
+    t = torch.tensor([0.0, 0.8], dtype=F64)
+
+    def value(tol):
+        return pjo.solve(func, y0, t, julia("Rodas5P", tol, "gauss")).y[-1, 0]
+
+    (found,) = torch.autograd.grad(value(1e-9), func.mu)
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            func.mu += sign * 0.1
+            values.append(float(value(1e-12)))
+            func.mu -= sign * 0.1
+    assert float(found) == pytest.approx((values[0] - values[1]) / 0.2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["nesterovnode", "gnesterovnode"])
+@pytest.mark.parametrize("adjoint", ["gauss", "quadrature"])
+def test_mass_matrix_gradients_are_those_of_the_eliminated_form(name, adjoint):
+    """Without a Jacobian that is told the time they are wrong by 0.1 to 0.2 where h is output."""
+    dynamics = models()[name]
+    h0 = torch.randn(2, 2, dtype=F64, requires_grad=True)
+    inputs = [h0, *dynamics.parameters()]
+    t = (1.0, 1.5, 2.0)
+    plain = pjo.NeuralODE(dynamics, t=t, solver=pjo.Solver("dopri5", 1e-11, 1e-11))
+    wanted = gradients(plain(h0), inputs)
+    dae = pjo.NeuralODE(dynamics.as_dae(), t=t, solver=julia("Rodas5P", 1e-9, adjoint))
+    assert relative_error(gradients(dae(h0), inputs), wanted) < 1e-6
+    # as a choice of the solver
+    options = {"form": "mass_matrix"}
+    lifted = pjo.NeuralODE(dynamics, t=t, solver=julia("Rodas5P", 1e-9, adjoint, **options))
+    assert relative_error(gradients(lifted(h0), inputs), wanted) < 1e-6
+
+
+def test_gradients_of_a_dae_are_zero_for_its_algebraic_part():
+    """y' = -a z, 0 = z - y^2: y = 1 / (1/y0 + a t)."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(1.0, dtype=F64))
+
+        def forward(self, t, y):
+            return torch.stack((-self.a * y[1], y[1] - y[0] ** 2))
+
+    dae = pjo.SemiExplicitDAE(Own(), torch.tensor([1.0, 0.0]))
+    y0 = torch.ones(2, dtype=F64, requires_grad=True)
+    y = pjo.solve(dae, y0, [0.0, 1.0], julia("Rodas5P", 1e-10, "gauss")).y
+    g, a = torch.autograd.grad(y[-1].sum(), [y0, dae.func.a])
+    # y + y^2 at y = 1/2: (1 + 2 y) dy, with dy/dy0 = 1/4, dy/da = -1/4
+    assert float(g[0]) == pytest.approx(0.5, rel=1e-6)
+    assert float(g[1]) == 0.0
+    assert float(a) == pytest.approx(-0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("adjoint", ["gauss", "interpolating"])
+def test_nystrom_forward_and_first_order_adjoint(adjoint):
+    dynamics = models()["hbnode"]
+    h0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 0.4, 1.0], dtype=F64)
+    inputs = [h0, *dynamics.parameters()]
+    y = pjo.solve(dynamics, dynamics.initial_state(h0), t, julia("FineRKN5", 1e-10, adjoint)).y
+    wanted = reference(dynamics, dynamics.initial_state(h0), t, inputs)
+    assert relative_error(gradients(y, inputs), wanted) < 1e-6  # of a cubic interpolant
+
+
+@pytest.mark.parametrize("adjoint", CONTINUOUS)
+def test_a_failed_adjoint_is_an_error(adjoint):
+    """Upstream returns whatever it has by then, 50 % wrong, as a success."""
+    field, y0 = Field(), torch.randn(3, 2, dtype=F64, requires_grad=True)
+    solver = pjo.Solver(
+        *("tsit5", 1e-4, 1e-4),
+        adjoint=adjoint,
+        backend="julia",
+        max_steps=20,
+        adjoint_rtol=1e-13,
+        adjoint_atol=1e-15,
+    )
+    y = pjo.solve(field, y0, [0.0, 1.0], solver).y
+    with pytest.raises(pjo.SolverError, match="adjoint") as caught:
+        y[-1].sum().backward()
+    assert caught.value.retcode is pjo.Retcode.MAX_ITERS
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_an_exception_in_the_backward_pass_comes_out_as_itself(adjoint):
+    class Fragile(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.broken = Field(), False
+
+        def forward(self, t, y):
+            if self.broken:
+                raise LookupError("broken")
+            return self.net(t, y)
+
+    func, y0 = Fragile(), torch.randn(3, 2, dtype=F64, requires_grad=True)
+    y = pjo.solve(func, y0, [0.0, 1.0], julia(adjoint=adjoint)).y
+    func.broken = True
+    with pytest.raises(LookupError, match="broken"):
+        y[-1].sum().backward(retain_graph=True)
+    func.broken = False
+    y[-1].sum().backward()
+    assert y0.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "gauss"])
+def test_double_backward_and_transforms_are_refused(adjoint):
+    field, y0 = Field(), torch.randn(3, 2, dtype=F64, requires_grad=True)
+    y = pjo.solve(field, y0, [0.0, 1.0], julia(adjoint=adjoint)).y
+    (g,) = torch.autograd.grad(y[-1].sum(), y0, create_graph=True)
+    with pytest.raises(pjo.UnsupportedError, match="double backward"):
+        g.sum().backward()
+    with pytest.raises(pjo.UnsupportedError, match=r"torch\.func"):
+        torch.func.grad(lambda x: pjo.solve(field, x, [0.0, 1.0], julia()).y.sum())(y0.detach())
+
+
+def test_changed_parameters_between_forward_and_backward_raise():
+    field, y0 = Field(), torch.randn(3, 2, dtype=F64, requires_grad=True)
+    for adjoint in ADJOINTS:
+        y = pjo.solve(field, y0, [0.0, 1.0], julia(adjoint=adjoint)).y
+        with torch.no_grad():
+            next(field.parameters()).add_(0.1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y[-1].sum().backward()
+
+
+def test_dropout_is_noticed_by_the_replay():
+    func = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 4)).to(F64)
+    model = pjo.NeuralODE(pjo.NODE(func), solver=julia("tsit5", 1e-3, "direct", step_size=0.25))
+    with pytest.raises(pjo.UnsupportedError, match="dropout"):
+        model(torch.randn(3, 4, dtype=F64)).sum().backward()
+
+
+def test_nothing_stays_in_julia():
+    """Ten solves with gradients, some never used: handles go with their tensors."""
+    from pyjuliaode.backends.julia.runtime import get
+    from pyjuliaode.backends.julia.workspace import drain
+
+    runtime, field = get(), Field()
+    gc.collect()
+    drain(runtime)
+    before = tuple(runtime.package.alive())
+    for i in range(10):
+        y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+        sol = pjo.solve(field, y0, [0.0, 1.0], julia(adjoint="gauss"))
+        if i % 2:
+            sol.y[-1].sum().backward()
+    during = tuple(runtime.package.alive())
+    assert during[1] > before[1]
+    del sol
+    gc.collect()
+    drain(runtime)
+    after = tuple(runtime.package.alive())
+    assert after[1] == before[1]
+    assert after[0] <= before[0] + 4  # idle workspaces are kept for the next solve
+
+
+def test_training_with_julia_follows_training_with_torch():
+    """Ten steps of Adam: same losses to the tolerance of the solves."""
+    torch.manual_seed(0)
+    h0 = torch.randn(16, 2, dtype=F64)
+    target = torch.stack((h0[:, 1], -h0[:, 0]), 1)
+    losses = {}
+    for backend in ("torch", "julia"):
+        torch.manual_seed(1)
+        dynamics = pjo.HBNODE(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))).to(F64)
+        solver = pjo.Solver("dopri5", 1e-8, 1e-8, backend=backend)
+        model = pjo.NeuralODE(dynamics, solver=solver)
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        losses[backend] = []
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss = (model(h0) - target).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses[backend].append(loss.item())
+    assert losses["julia"] == pytest.approx(losses["torch"], rel=1e-6)
+    assert losses["julia"][-1] < losses["julia"][0]

@@ -1,0 +1,393 @@
+"""The Julia backend's forward solves, against closed forms, SciPy and the torch backend."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+from problems import F64, Field, linear_matrix, models, relative_error
+from torch import nn
+
+import pyjuliaode as pjo
+
+pytestmark = [pytest.mark.julia, pytest.mark.timeout(900)]  # a method is compiled at first use
+
+
+def julia(method: str = "dopri5", tol: float = 1e-8, **kwargs) -> pjo.Solver:
+    options = kwargs.pop("options", {})
+    return pjo.Solver(method, tol, tol, backend="julia", options=options, **kwargs)
+
+
+class Linear(nn.Module):
+    """y' = A y."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("a", linear_matrix())
+
+    def forward(self, t, y):
+        return y @ self.a.to(y.dtype).T
+
+
+def exact(y0, t):
+    return torch.stack([y0 @ torch.linalg.matrix_exp(linear_matrix() * float(x)).T for x in t])
+
+
+METHODS = {
+    # name: (tolerance, bound on the error); at 1e-8 methods of low order take too many steps
+    "dopri5": (1e-8, 1e-6),
+    "tsit5": (1e-8, 1e-6),
+    "bosh3": (1e-6, 1e-3),
+    "dopri8": (1e-8, 1e-6),
+    "Vern7": (1e-8, 1e-6),
+    "BS5": (1e-8, 1e-6),
+    "Rosenbrock23": (1e-5, 1e-2),
+    "Rodas5P": (1e-8, 1e-6),
+    "FBDF": (1e-7, 1e-3),
+    "TRBDF2": (1e-5, 1e-2),
+    "KenCarp4": (1e-7, 1e-4),
+    "RadauIIA5": (1e-7, 1e-4),
+    "ROCK2": (1e-5, 1e-2),
+    "VCABM": (1e-8, 1e-4),
+    "AutoTsit5(Rosenbrock23)": (1e-8, 1e-6),
+    "DefaultODEAlgorithm": (1e-8, 1e-5),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_by_name_meet_the_matrix_exponential(method):
+    """Bounds are a hundred tolerances and more: local errors add up over the steps."""
+    tol, bound = METHODS[method]
+    y0 = torch.tensor([[1.0, 0.0, -1.0, 0.5]], dtype=F64)
+    t = torch.linspace(0, 2, 5, dtype=F64)
+    with torch.no_grad():
+        sol = pjo.solve(Linear(), y0, t, julia(method, tol))
+    assert sol.retcode is pjo.Retcode.SUCCESS
+    assert sol.stats.backend == "julia"
+    assert sol.stats.nfe_forward > 0
+    assert relative_error([sol.y], [exact(y0, t)]) < bound
+    # dense output keeps the accuracy
+    at = torch.tensor([0.3, 1.234], dtype=F64)
+    assert relative_error([sol(at)], [exact(y0, at)]) < 30 * bound
+
+
+FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "rk4": 4, "SSPRK33": 3}
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_fixed_steps_have_the_method_s_order(method):
+    """Halving the step divides the error by 2^order, to a quarter of an order."""
+    y0 = torch.tensor([[1.0, 0.0, -1.0, 0.5]], dtype=F64)
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    errors = []
+    for n in (40, 80):
+        with torch.no_grad():
+            y = pjo.solve(Linear(), y0, t, julia(method, options={"step_size": 1 / n})).y
+        errors.append(relative_error([y], [exact(y0, t)]))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(FIXED[method], abs=0.25)
+
+
+def test_a_fixed_step_without_a_size_is_one_step_between_two_times():
+    y0 = torch.tensor([[1.0, 0.0, -1.0, 0.5]], dtype=F64)
+    t = torch.tensor([0.0, 0.1, 0.3], dtype=F64)
+    with torch.no_grad():
+        ours = pjo.odeint(Linear(), y0, t, method="euler", backend="julia")
+        theirs = pjo.odeint(Linear(), y0, t, method="euler", backend="torch")
+    assert torch.allclose(ours, theirs, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1,), (4,), (3, 4), (2, 3, 4)])
+def test_shapes_and_dtypes(shape, dtype):
+    """To the tolerance, and to float32's resolution of some 1e-7 times the number of steps."""
+    torch.manual_seed(0)
+    y0 = torch.randn(shape, dtype=dtype)
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=dtype)
+
+    def func(t, y):
+        assert y.dtype == dtype
+        assert t.dtype == dtype
+        assert y.shape == shape
+        return -y * torch.cos(t)
+
+    with torch.no_grad():
+        y = pjo.solve(func, y0, t, julia(tol=1e-6)).y
+    wanted = y0 * torch.exp(-torch.sin(t)).reshape(-1, *[1] * y0.ndim)
+    assert y.dtype == dtype
+    assert y.shape == (3, *shape)
+    assert torch.allclose(y, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_decreasing_times_and_tuple_states():
+    y0 = (torch.tensor([1.0, 2.0], dtype=F64), torch.tensor([[0.5]], dtype=F64))
+    t = torch.tensor([2.0, 1.5, 0.0], dtype=F64)
+    with torch.no_grad():
+        a, b = pjo.odeint(lambda t, y: (-y[0], t * y[1]), y0, t, backend="julia")
+    assert torch.allclose(a, y0[0] * torch.exp(2 - t)[:, None], rtol=1e-6)
+    assert torch.allclose(b[:, 0, 0], 0.5 * torch.exp((t**2 - 4) / 2), rtol=1e-6)
+
+
+def test_one_time_and_repeated_times():
+    y0 = torch.ones(2, dtype=F64)
+    one = pjo.odeint(lambda t, y: -y, y0, torch.tensor([1.0]), backend="julia")
+    assert torch.equal(one, y0[None])
+    with pytest.raises(pjo.InvalidArgumentError, match="strictly"):
+        pjo.odeint(lambda t, y: -y, y0, torch.tensor([0.0, 1.0, 1.0]), backend="julia")
+
+
+def test_float32_times_that_become_one_are_refused():
+    t = torch.tensor([0.0, 1.0, 1.0 + 1e-10], dtype=F64)
+    with pytest.raises(pjo.InvalidArgumentError, match="same number"):
+        pjo.odeint(lambda t, y: -y, torch.ones(2), t, backend="julia")
+
+
+@pytest.mark.parametrize("name", models())
+def test_every_model_agrees_with_the_torch_backend(name):
+    """Two fifth-order solutions at 1e-9: they differ by some ten tolerances at most."""
+    dynamics = models()[name]
+    h0 = torch.randn(3, 2, dtype=F64)
+    t = torch.tensor([1.0, 1.4, 2.0], dtype=F64)
+    with torch.no_grad():
+        state = dynamics.initial_state(h0, t0=1.0)
+        ours = pjo.solve(dynamics, state, t, julia(tol=1e-9)).y
+        theirs = pjo.solve(dynamics, state, t, pjo.Solver("dopri5", 1e-9, 1e-9)).y
+    assert relative_error([ours], [theirs]) < 1e-7
+
+
+class Robertson(nn.Module):
+    """Robertson's kinetics with its three rates as parameters; stiffness 1e11."""
+
+    def __init__(self):
+        super().__init__()
+        self.k = nn.Parameter(torch.tensor([0.04, 3e7, 1e4], dtype=F64))
+
+    def forward(self, t, y):
+        k1, k2, k3 = self.k
+        a, b, c = y.unbind(-1)
+        slow, fast, back = k1 * a, k2 * b * b, k3 * b * c
+        return torch.stack((back - slow, slow - fast - back, fast), -1)
+
+
+class VanDerPol(nn.Module):
+    def __init__(self, mu: float):
+        super().__init__()
+        self.mu = nn.Parameter(torch.tensor(mu, dtype=F64))
+
+    def forward(self, t, y):
+        x, v = y.unbind(-1)
+        return torch.stack((v, self.mu * ((1 - x * x) * v - x)), -1)
+
+
+def scipy_radau(func, y0, t):
+    def f(s, y):
+        with torch.no_grad():
+            return func(torch.tensor(s, dtype=F64), torch.from_numpy(y)).numpy()
+
+    found = scipy.integrate.solve_ivp(
+        f, (t[0], t[-1]), y0.numpy(), "Radau", t_eval=t, rtol=1e-10, atol=1e-13
+    )
+    assert found.success
+    return torch.from_numpy(np.ascontiguousarray(found.y.T))
+
+
+@pytest.mark.parametrize("method", ["Rodas5P", "FBDF", "RadauIIA5", "KenCarp4"])
+def test_robertson_agrees_with_scipy_s_radau(method):
+    """At 1e-8 relative; FBDF is of variable order up to 5 and loses three digits here."""
+    y0, t = torch.tensor([1.0, 0.0, 0.0], dtype=F64), [0.0, 1.0, 40.0, 1e3]
+    func = Robertson()
+    with torch.no_grad():
+        solver = pjo.Solver(method, 1e-8, 1e-12, backend="julia")
+        sol = pjo.solve(func, y0, t, solver)
+    assert relative_error(list(sol.y[1:].T), list(scipy_radau(func, y0, t)[1:].T)) < 3e-5
+    assert sol.stats.n_jacobians > 0
+
+
+def test_stiff_van_der_pol_agrees_with_scipy_s_radau():
+    """mu = 1e3 on [0, 1.5], before the jump, where the solution is smooth: to 1e-6."""
+    y0, t = torch.tensor([2.0, 0.0], dtype=F64), [0.0, 0.1, 0.8]
+    func = VanDerPol(1e3)
+    with torch.no_grad():
+        ours = pjo.solve(func, y0, t, pjo.Solver("Rodas5P", 1e-9, 1e-9, backend="julia")).y
+    assert relative_error([ours], [scipy_radau(func, y0, t)]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["nesterovnode", "gnesterovnode"])
+@pytest.mark.parametrize("method", ["Rodas5P", "FBDF"])
+def test_mass_matrix_form_is_the_eliminated_form(name, method):
+    """Same trajectories: to a thousand tolerances of the implicit method."""
+    dynamics = models()[name]
+    h0 = torch.randn(2, 2, dtype=F64)
+    t = torch.tensor([1.0, 1.5, 2.0], dtype=F64)
+    tol = 1e-9 if method == "Rodas5P" else 1e-8
+    with torch.no_grad():
+        state = dynamics.initial_state(h0, t0=1.0)
+        eliminated = pjo.solve(dynamics, state, t, pjo.Solver("dopri5", 1e-11, 1e-11)).y
+        solver = julia(method, tol, options={"form": "mass_matrix"})
+        sol = pjo.solve(dynamics, state, t, solver)
+    assert sol.y.shape == eliminated.shape
+    assert relative_error([sol.y], [eliminated]) < 1e3 * tol
+    assert relative_error([sol(1.5)], [eliminated[1]]) < 1e4 * tol
+    model = pjo.NeuralODE(dynamics.as_dae(), t=(1.0, 2.0), solver=julia(method, tol))
+    with torch.no_grad():
+        h = dynamics.readout(2.0, eliminated[-1])
+        assert relative_error([model(h0)], [h]) < 1e3 * tol
+
+
+def test_a_semi_explicit_system_of_the_user_s_own():
+    """y' = -z, 0 = z - y^2: y = 1 / (1 + t)."""
+    dae = pjo.SemiExplicitDAE(
+        lambda t, y: torch.stack((-y[1], y[1] - y[0] ** 2)), torch.tensor([1.0, 0.0])
+    )
+    t = torch.tensor([0.0, 1.0, 3.0], dtype=F64)
+    with torch.no_grad():
+        y = pjo.solve(dae, torch.ones(2, dtype=F64), t, julia("Rodas5P", 1e-9)).y
+    assert torch.allclose(y[:, 0], 1 / (1 + t), rtol=1e-7)
+    assert torch.allclose(y[:, 1], 1 / (1 + t) ** 2, rtol=1e-6)
+    off = torch.tensor([1.0, 3.0], dtype=F64)
+    with pytest.raises(pjo.PyJuliaODEError, match="initial"):
+        pjo.solve(dae, off, t, julia("Rodas5P", 1e-9))
+    with torch.no_grad():
+        options = {"initialization": "brown"}
+        found = pjo.solve(dae, off, t, julia("Rodas5P", 1e-9, options=options)).y
+    assert torch.allclose(found[1:], y[1:], rtol=1e-6)
+
+
+def test_mass_matrices_need_julia_and_an_implicit_method():
+    dae = pjo.SemiExplicitDAE(lambda t, y: -y, torch.tensor([1.0, 0.0]))
+    with pytest.raises(pjo.UnsupportedError, match="Rodas5P"):
+        pjo.solve(dae, torch.ones(2), [0.0, 1.0], julia("tsit5"))
+    with pytest.raises(pjo.UnsupportedError, match="julia"):
+        pjo.solve(dae, torch.ones(2), [0.0, 1.0], pjo.Solver(backend="torch"))
+
+
+@pytest.mark.parametrize("method", ["FineRKN4", "FineRKN5"])
+def test_nystrom_methods_solve_the_heavy_ball_model(method):
+    """Against dopri5 at 1e-11; FineRKN5 has order 5 with the damping, FineRKN4 order 4."""
+    dynamics = models()["hbnode"]
+    state = dynamics.initial_state(torch.randn(3, 2, dtype=F64))
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
+    with torch.no_grad():
+        ours = pjo.solve(dynamics, state, t, julia(method, 1e-9))
+        wanted = pjo.solve(dynamics, state, t, pjo.Solver("dopri5", 1e-11, 1e-11)).y
+    assert relative_error([ours.y], [wanted]) < 1e-6
+    with pytest.raises(pjo.UnsupportedError, match="h'' = f"):
+        pjo.solve(models()["ghbnode"], state, t, julia(method))
+
+
+def test_discontinuities_and_stops_are_met():
+    """|cos| has kinks; a step that crosses one without knowing loses its order."""
+
+    def func(t, y):
+        return torch.where(t < 0.5, 1.0, -2.0).to(y) * torch.ones_like(y)
+
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    options = {"jump_t": torch.tensor([0.5])}
+    with torch.no_grad():
+        y = pjo.odeint(func, torch.zeros(1, dtype=F64), t, options=options, backend="julia")
+    assert float(y[-1]) == pytest.approx(-0.5, abs=1e-7)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "Rodas5P"])
+def test_failures_say_how_far_the_solve_came(method):
+    """y' = y^2 blows up at t = 1."""
+    y0, t = torch.ones(1, dtype=F64), [0.0, 0.5, 2.0]
+    with torch.no_grad(), pytest.raises(pjo.SolverError, match="stopped at t = ") as caught:
+        pjo.solve(lambda t, y: y**2, y0, t, julia(method, 1e-8))
+    partial = caught.value.solution
+    assert partial.y.shape[0] == 2
+    assert float(partial.y[1, 0]) == pytest.approx(2.0, rel=1e-4)
+    with torch.no_grad():
+        sol = pjo.solve(
+            lambda t, y: -y, y0, [0.0, 50.0], julia(method, 1e-8, max_steps=3), throw=False
+        )
+    assert sol.retcode is pjo.Retcode.MAX_ITERS
+    assert sol.y.shape[0] == 1
+
+
+def test_an_exception_of_the_field_comes_out_as_itself():
+    class Boom(RuntimeError):
+        pass
+
+    calls = 0
+
+    def func(t, y):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise Boom("here")
+        return -y
+
+    for method in ("dopri5", "Rodas5P"):
+        calls = 0
+        with torch.no_grad(), pytest.raises(Boom, match="here") as caught:
+            pjo.solve(func, torch.ones(2, dtype=F64), [0.0, 1.0], julia(method))
+        assert "func" in [frame.name for frame in caught.traceback]
+    with torch.no_grad():  # and the backend goes on
+        assert pjo.solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], julia()).retcode.successful
+
+
+def test_a_solve_inside_a_solve():
+    inner = julia(tol=1e-6, options={"dense": False})
+
+    def func(t, y):
+        return -pjo.solve(lambda s, x: -0.0 * x, y, [0.0, 1.0], inner).y[-1]
+
+    with torch.no_grad():
+        y = pjo.solve(func, torch.ones(2, dtype=F64), [0.0, 1.0], julia()).y[-1]
+    assert torch.allclose(y, torch.full_like(y, math.exp(-1)), rtol=1e-6)
+
+
+def test_events():
+    """A ball from a height of 10 m: on the ground after sqrt(20 / 9.81) s."""
+
+    class Ball(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.g = nn.Parameter(torch.tensor(9.81, dtype=F64))
+
+        def forward(self, t, y):
+            return torch.stack((y[1], -self.g))
+
+    ball, y0 = Ball(), torch.tensor([10.0, 0.0], dtype=F64)
+    for method in ("dopri5", "torch"):
+        backend = "torch" if method == "torch" else "julia"
+        t, y = pjo.odeint_event(
+            ball, y0, torch.tensor(0.0), event_fn=lambda t, y: y[0], backend=backend
+        )
+        assert float(t) == pytest.approx(math.sqrt(20 / 9.81), rel=1e-6)
+        assert abs(float(y[-1, 0])) < 1e-6
+        (slope,) = torch.autograd.grad(t, ball.g)
+        assert float(slope) == pytest.approx(-0.5 * math.sqrt(20) * 9.81**-1.5, rel=1e-5)
+
+
+def test_auto_is_julia_where_it_can_and_torch_where_it_cannot(monkeypatch):
+    monkeypatch.delenv("PYJULIAODE_BACKEND")
+    y0, t = torch.ones(2, dtype=F64), [0.0, 1.0]
+    with torch.no_grad():
+        assert pjo.solve(lambda t, y: -y, y0, t).stats.backend == "julia"
+        complex_state = torch.ones(2, dtype=torch.complex128)
+        assert pjo.solve(lambda t, y: 1j * y, complex_state, t).stats.backend == "torch"
+        solver = pjo.Solver(options={"per_sample": True})
+        assert pjo.solve(lambda t, y: -y, y0[:, None], t, solver).stats.backend == "torch"
+    weight = torch.ones(2, dtype=F64, requires_grad=True)
+    sol = pjo.solve(lambda t, y: -weight * y, y0, t)
+    assert sol.stats.backend == "torch"  # a closure's tensors are known to the graph alone
+    assert sol.y.requires_grad
+    with pytest.raises(pjo.InvalidArgumentError, match="params"):
+        pjo.solve(lambda t, y: -weight * y, y0, t, julia())
+
+
+def test_the_trajectory_of_tsit5_is_that_of_the_torch_backend_at_equal_steps():
+    field = Field()
+    y0, t = torch.randn(3, 2, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+    with torch.no_grad():
+        for method in ("tsit5", "dopri5"):
+            ours = pjo.solve(field, y0, t, julia(method, options={"step_size": 0.1})).y
+            times = torch.linspace(0, 1, 11, dtype=F64)
+            options = {"first_step": 0.1, "max_step": 0.1}
+            loose = pjo.Solver(method, 1.0, 1.0, options=options)
+            theirs = pjo.solve(field, y0, times, loose).y[[0, -1]]
+            assert torch.allclose(ours, theirs, rtol=1e-12)
