@@ -1,0 +1,77 @@
+using ForwardDiff
+using SciMLSensitivity
+
+const COTANGENTS = [0.3 -1.0 0.5; 1.0 0.2 -0.7]'      # N x 2, at the last two times
+
+"dL/du0 and dL/dp by dual numbers through the solver."
+function truth()
+    loss(u0, p) = sum(COTANGENTS .* native(u0, p, TIMES)[:, 2:end])
+    return ForwardDiff.gradient(u -> loss(u, PARAMETERS), START),
+        ForwardDiff.gradient(p -> loss(START, p), PARAMETERS)
+end
+
+relative(a, b) = maximum(abs, a - b) / maximum(abs, b)
+
+@testset "gradients agree with dual numbers" begin
+    du0_true, dp_true = truth()
+    for method in ("Tsit5", "DP5", "Vern7", "Vern9"), kind in ("gauss", "interpolating", "quadrature", "backsolve")
+        with_host() do host
+            keep = kind == "backsolve" ? "checkpoints" : "dense"
+            _, _, forward = solved(host, method, TIMES; keep)
+            adjoint = startswith(method, "Vern") ? "Tsit5" : method
+            code, du0, dp, report = differentiated(
+                Int(forward[7]), adjoint, kind, TIMES[2:end], COTANGENTS
+            )
+            @test code == "Success"
+            @test relative(du0, du0_true) < 1.0e-7
+            @test relative(dp, dp_true) < 1.0e-7
+            @test report[5] > 0
+            release!(Int(forward[7]))
+        end
+    end
+end
+
+@testset "one joint product serves at a point" begin
+    with_host() do host
+        _, _, forward = solved(host, "Tsit5", TIMES; keep = "dense")
+        differentiated(Int(forward[7]), "Tsit5", "interpolating", TIMES[2:end], COTANGENTS)
+        @test host.calls[:vjp] > 0
+        @test !haskey(host.calls, :vjp_p) && !haskey(host.calls, :vjp_u)
+        before = host.calls[:rhs]
+        differentiated(Int(forward[7]), "Tsit5", "gauss", TIMES[2:end], COTANGENTS)
+        @test host.calls[:vjp_u] > host.calls[:vjp_p] > 0
+        @test host.calls[:rhs] == before        # the inert choice calls nothing else
+        release!(Int(forward[7]))
+    end
+end
+
+@testset "no parameters" begin
+    du0_true, _ = truth()
+    for kind in ("gauss", "interpolating", "quadrature", "backsolve")
+        with_host(; nparams = 0) do host
+            _, _, forward = solved(host, "Tsit5", TIMES; keep = kind == "backsolve" ? "checkpoints" : "dense")
+            code, du0, _, _ = differentiated(
+                Int(forward[7]), "Tsit5", kind, TIMES[2:end], COTANGENTS; nparams = 0
+            )
+            @test code == "Success"
+            @test relative(du0, du0_true) < 1.0e-7
+            @test !haskey(host.calls, :vjp_p)
+            release!(Int(forward[7]))
+        end
+    end
+end
+
+@testset "checkpoints" begin
+    du0_true, dp_true = truth()
+    for method in ("Tsit5", "Vern7"), kind in ("gauss", "interpolating")
+        with_host() do host
+            _, _, forward = solved(host, method, TIMES; keep = "checkpoints", ncheckpoints = 4)
+            code, du0, dp, _ = differentiated(
+                Int(forward[7]), "Tsit5", kind, TIMES[2:end], COTANGENTS; checkpointing = true
+            )
+            @test code == "Success"
+            @test relative(du0, du0_true) < 1.0e-7 && relative(dp, dp_true) < 1.0e-7
+            release!(Int(forward[7]))
+        end
+    end
+end

@@ -1,0 +1,92 @@
+using OrdinaryDiffEqTsit5: Tsit5
+using OrdinaryDiffEqVerner: Vern9
+using SciMLBase: ODEProblem, solve
+
+const TIMES = [0.0, 0.4, 1.0]
+
+"The same system without a host."
+native(u0, p, times) = Array(
+    solve(ODEProblem(field, u0, extrema(times), p), Vern9(); abstol = 1.0e-13, reltol = 1.0e-13, saveat = times)
+)
+
+@testset "solves agree with the system in Julia" begin
+    wanted = native(START, PARAMETERS, TIMES)
+    for method in ("Tsit5", "DP5", "Vern7", "Rodas5P", "AutoTsit5(Rosenbrock23)"), keep in ("", "dense")
+        with_host() do host
+            code, rows, report = solved(host, method, TIMES; keep, jacobian = true)
+            @test code == "Success"
+            @test rows ≈ wanted rtol = 1.0e-6
+            @test report[1] == 3 && report[2] == 1.0
+            @test report[3] == host.calls[:rhs]
+            keep == "dense" && release!(Int(report[7]))
+        end
+    end
+    @test isempty(HANDLES)
+end
+
+@testset "a right-hand side allocates nothing" begin
+    with_host() do host
+        ws = WORKSPACES[host.id]
+        f = PyJuliaODE.HostRHS(ws)
+        du, u = zeros(N), copy(START)
+        noop(t::Cdouble)::Cvoid = nothing
+        f(du, u, nothing, 0.0)
+        # of the crossing itself: the callback here is Julia's and allocates
+        crossing(ws, u) = PyJuliaODE.gather!(ws.u, u, false)
+        crossing(ws, u)
+        @test (@allocated crossing(ws, u)) == 0
+    end
+end
+
+@testset "dense output and steps" begin
+    with_host() do host
+        code, rows, report = solved(host, "Tsit5", [0.0, 1.0]; keep = "dense")
+        kept = Int(report[7])
+        at, out = [0.0, 0.4, 1.0], zeros(N * 3)
+        GC.@preserve at out interpolate!(kept, address(at), 3, address(out))
+        @test reshape(out, N, :) ≈ native(START, PARAMETERS, TIMES) rtol = 1.0e-7
+        count = Int(report[8])
+        ts, us = zeros(count), zeros(N * count)
+        GC.@preserve ts us steps!(kept, address(ts), address(us))
+        @test issorted(ts) && ts[1] == 0 && ts[end] == 1
+        @test us[1:N] == START && us[(end - N + 1):end] == rows[:, end]
+        release!(kept)
+    end
+end
+
+@testset "Float32 stays Float32" begin
+    with_host(; T = Float32) do host
+        code, rows, report = solved(host, "Tsit5", TIMES; T = Float32, abstol = 1.0e-5, reltol = 1.0e-5)
+        @test eltype(rows) == Float32
+        @test rows ≈ native(START, PARAMETERS, TIMES) rtol = 1.0e-4
+    end
+end
+
+@testset "events end a solve" begin
+    with_host() do host
+        code, rows, report = solved(host, "Tsit5", [0.0, 5.0]; keep = "dense", nevents = 1)
+        @test code == "Terminated"
+        @test 0 < report[2] < 5
+        ts, us = zeros(Int(report[8])), zeros(N * Int(report[8]))
+        GC.@preserve ts us steps!(Int(report[7]), address(ts), address(us))
+        @test us[end - N + 1] ≈ 0.8 atol = 1.0e-8
+        release!(Int(report[7]))
+    end
+end
+
+@testset "tableaus" begin
+    parse_line(line) = parse.(Float64, split(line)[2:end])
+    for (name, stages) in (("Tsit5", 7), ("DP5", 7), ("BS3", 4), ("Euler", 2), ("Vern7", 16))
+        lines = split(strip(tableau(name)), '\n')
+        c, b = parse_line(lines[1]), parse_line(lines[2])
+        @test length(c) == length(b) == stages
+        @test sum(b) ≈ 1
+        rows = [parse_line(l) for l in lines if startswith(l, 'a')]
+        @test [sum(r) for r in rows] ≈ c[2:end]
+        dense = [parse_line(l) for l in lines if startswith(l, 'd')]
+        @test sum.(dense) ≈ b atol = 1.0e-10        # θ = 1 is the step
+    end
+    @test parse_line(split(tableau("DP5"), '\n')[2])[1] == 35 / 384
+    @test tableau("Rodas5P") == ""
+    @test tableau("ROCK2") == ""
+end
