@@ -37,7 +37,7 @@ def solve(
         func: ``func(t, y) -> dy/dt``, a module (also a dynamics) or any callable. ``t`` is a 0-d
             tensor in the real dtype of the state.
         y0: initial state: a tensor of any shape, or a tuple of tensors of one dtype and device.
-        t: times, shape (T,), T >= 2, strictly increasing or decreasing.
+        t: times, shape (T,), T >= 2, increasing or decreasing; a time may be repeated.
         solver: :class:`Solver`; default ``Solver()``.
         event_fn: ends the solve at the first sign change of any element of ``event_fn(t, y)``;
             the solution's last time is then that of the event, differentiable.
@@ -112,7 +112,7 @@ def odeint(
     Arguments:
         func: ``func(t, y) -> dy/dt``; a tuple state is passed and returned as a tuple.
         y0: initial state, a tensor of any shape or a tuple of tensors.
-        t: times, shape (T,), strictly monotone either way; one time returns y0.
+        t: times, shape (T,), monotone either way; one time returns y0.
         rtol, atol: numbers, tensors of the state's shape, or a tuple for a tuple state.
         method: default "dopri5"; see :func:`pyjuliaode.backends` for the others.
         options: as in torchdiffeq; see :class:`Solver`.

@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -37,10 +38,11 @@ from .bench_problems import (
     heavy_ball,
     wide,
 )
+from .rhs import RHS
 
 Task = Callable[[], Any]
 MEMORY_STEPS = (10, 50, 200, 1000)
-PACKAGES = ("pyjuliaode", "torch", "torchdiffeq", "numpy")
+PACKAGES = ("pyjuliaode", "torch", "torchdiffeq", "juliacall", "numpy")
 
 
 # ------------------------------------------------------------------------------------ the clock
@@ -98,6 +100,7 @@ def bare_costs(problem: Problem) -> dict[str, Task]:
     return {
         "evaluation": evaluation,
         "vjp state": vjp([y]),
+        "vjp params": vjp(problem.params),
         "vjp state+params": vjp([y, *problem.params]),
     }
 
@@ -142,6 +145,24 @@ def count_evaluations(problem: Problem, who: Competitor, tol: float) -> tuple[in
     if stats is not None:
         return stats.nfe_forward, stats.nfe_backward
     return in_forward, in_forward if who.keeps_graph else calls - in_forward
+
+
+def count_products(problem: Problem, who: Competitor, tol: float) -> Counter[str] | None:
+    """Vector-Jacobian products of a continuous adjoint by kind; None where it takes none."""
+    counts: Counter[str] = Counter()
+    plain = RHS.vjp
+
+    def counted(self: RHS, *args: Any, state: bool = True, params: bool = True) -> Any:
+        kinds = [name for name, wanted in (("state", state), ("params", params)) if wanted]
+        counts["vjp " + "+".join(kinds)] += 1
+        return plain(self, *args, state=state, params=params)
+
+    RHS.vjp = counted
+    try:
+        gradient(problem, who, tol)()
+    finally:
+        RHS.vjp = plain
+    return counts or None
 
 
 # ---------------------------------------------------------------------------------- the reference
@@ -251,11 +272,16 @@ def compare(problem: Problem, repeats: int, truth: Reference) -> tuple[dict[str,
     seconds = interleaved(bare | tasks_at(problem, problem.tol, who), repeats)
     rows = rows_at(problem, problem.tol, who, seconds, truth)
     keeps_graph = {c.label for c in who if c.keeps_graph}
+    products = {c.label: count_products(problem, c, problem.tol) for c in who}
     for row in rows:
         # Where the graph is kept, a product includes its evaluation; else that came before it.
         before = 0 if row.label in keeps_graph else row.nfe_forward
         row.own_cost = before * seconds["evaluation"]
-        row.own_cost += (row.nfe_backward or 0) * seconds["vjp state+params"]
+        counts = products.get(row.label) if row.what == "gradient" else None
+        if counts is None:
+            row.own_cost += (row.nfe_backward or 0) * seconds["vjp state+params"]
+        else:
+            row.own_cost += sum(n * seconds[kind] for kind, n in counts.items())
     return {name: seconds[name] for name in bare}, rows
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from .api import solve
+from .api import backends, solve
 from .dynamics import HBNODE
 from .solution import SolveStats
 from .solver import Solver
@@ -98,7 +99,7 @@ class Competitor:
     """A way to solve a problem: a package, a method, and how gradients are found.
 
     Attributes:
-        package: "pyjuliaode" or "torchdiffeq".
+        package: "pyjuliaode" (its torch backend), "pyjuliaode-julia" or "torchdiffeq".
         method: name of the method.
         adjoint: of pyjuliaode an adjoint; of torchdiffeq "odeint" or "odeint_adjoint".
         checkpoint: of pyjuliaode's "direct": replay the steps (True) or keep the graph (False).
@@ -117,7 +118,8 @@ class Competitor:
     @property
     def keeps_graph(self) -> bool:
         """Whether the backward pass walks the graph of the forward evaluations."""
-        return self.adjoint == "odeint" or (self.adjoint == "direct" and not self.checkpoint)
+        direct = self.adjoint == "direct" and not self.checkpoint and not self.in_julia
+        return self.adjoint == "odeint" or direct
 
     def solve(
         self, problem: Problem, y0: Tensor, tol: float, dt: float | None = None
@@ -130,13 +132,22 @@ class Competitor:
             rtol=tol,
             atol=tol,
             adjoint=self.adjoint,
-            backend="torch",
+            backend="julia" if self.in_julia else "torch",
             dt=dt,
             max_steps=MAX_STEPS,
-            options={"checkpoint": self.checkpoint} if self.adjoint == "direct" else None,
+            options=self._options(),
         )
         solution = solve(problem.func, y0, problem.t, solver)
         return solution.y[-1], solution.stats
+
+    @property
+    def in_julia(self) -> bool:
+        return self.package == "pyjuliaode-julia"
+
+    def _options(self) -> dict[str, bool]:
+        if self.in_julia:
+            return {"dense": False}
+        return {"checkpoint": self.checkpoint} if self.adjoint == "direct" else {}
 
     def _solve_torchdiffeq(
         self, problem: Problem, y0: Tensor, tol: float, dt: float | None
@@ -154,8 +165,17 @@ def has_torchdiffeq() -> bool:
     return importlib.util.find_spec("torchdiffeq") is not None
 
 
+def has_julia() -> bool:
+    """Whether Julia is set up, and "auto" is not said to be another backend."""
+    if os.environ.get("PYJULIAODE_BACKEND") not in (None, "", "auto", "julia"):
+        return False
+    return backends()["julia"]["ready"]
+
+
 def forward_competitors() -> list[Competitor]:
     ours = [Competitor("pyjuliaode", method) for method in ("dopri5", "tsit5")]
+    if has_julia():
+        ours += [Competitor("pyjuliaode-julia", method) for method in ("dopri5", "tsit5")]
     return ours + ([Competitor("torchdiffeq", adjoint="odeint")] if has_torchdiffeq() else [])
 
 
@@ -167,6 +187,11 @@ def gradient_competitors(method: str = "dopri5") -> list[Competitor]:
         Competitor("pyjuliaode", method, "gauss"),
         Competitor("pyjuliaode", method, "backsolve"),
     ]
+    if has_julia():
+        ours += [
+            Competitor("pyjuliaode-julia", method, adjoint)
+            for adjoint in ("direct", "gauss", "interpolating")
+        ]
     if not has_torchdiffeq():
         return ours
     theirs = [Competitor("torchdiffeq", method, a) for a in ("odeint", "odeint_adjoint")]

@@ -21,8 +21,11 @@ EventFn = Callable[[Tensor, State], Tensor]
 def to_solution(problem: Problem, result: Result, throw: bool) -> Solution:
     """The user's view of a backend's result; raises SolverError for a failed one if ``throw``."""
     n = result.y.shape[0]
-    y = problem.structure.unpack(result.y, (n,))
-    t = problem.t if n == problem.t.numel() else problem.t[:n]
+    flat, t = result.y, problem.t if n == problem.t.numel() else problem.t[:n]
+    if problem.repeats is not None:
+        rows = [row for row in problem.repeats if row < n]
+        flat, t, n = flat[rows], t[rows], len(rows)
+    y = problem.structure.unpack(flat, (n,))
     solution = Solution(
         t, y, result.stats, result.retcode, result.message, result.step_t, dense=result.dense
     )
@@ -50,7 +53,10 @@ def solve_event(
         n -= 1
     t = problem.t[:n].to(torch.float64)
     upto = replace(
-        problem, t=torch.cat([t, t.new_tensor([t_event])]), times=[*problem.times[:n], t_event]
+        problem,
+        t=torch.cat([t, t.new_tensor([t_event])]),
+        times=[*problem.times[:n], t_event],
+        repeats=None,
     )
     if torch.is_grad_enabled() and t_event != problem.times[0]:
         result = backend.solve(upto, solver, adjoint)

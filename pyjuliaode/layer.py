@@ -20,7 +20,7 @@ class NeuralODE(nn.Module):
 
     Arguments:
         dynamics: a dynamics (NODE, HBNODE, ...); any other module is taken as the field of a NODE.
-        t: the time span, or all requested times, strictly monotone; two times return the state
+        t: the time span, or all requested times, monotone; two times return the state
             at the last, more return all. An nn.Parameter is learned.
         solver: :class:`Solver`; default ``Solver()``.
 

@@ -75,11 +75,12 @@ class Problem:
     Attributes:
         func: the user's callable on the user's state: ``func(t, y) -> dy/dt``.
         y0: the flat initial state, shape (N,).
-        t: the requested times as the user gave them, shape (T,), strictly monotone.
+        t: the requested times, shape (T,), strictly monotone.
         times: the same as Python floats.
         structure: how the flat state maps to the user's.
         explicit_params: the tensors that the user named for a continuous adjoint, or None.
         mass: diagonal (N,) of the mass matrix in mass * dy/dt = func(t, y), or None for ones.
+        repeats: where the user asked for times repeatedly, the row of each; else None.
         second_order: the first half of y has the second half as its derivative.
     """
 
@@ -91,6 +92,7 @@ class Problem:
     explicit_params: tuple[Tensor, ...] | None = None
     mass: Tensor | None = None
     second_order: bool = False
+    repeats: tuple[int, ...] | None = None
 
     @cached_property
     def params(self) -> tuple[Tensor, ...]:
@@ -131,13 +133,14 @@ class Problem:
         named = None if params is None else _check_params(params)
         times = t.detach().tolist()
         _check_monotone(times, single_time)
+        t, times, repeats = _without_repeats(t, times)
         # asked of the type: a module that lacks it searches its parameters and buffers at length
         kind = type(func)
         mass = None
         if hasattr(kind, "mass_of"):
             mass = _check_mass(func.mass_of(y0), structure, flat)
         second_order = hasattr(kind, "position_first") and func.position_first
-        return cls(func, flat, t, times, structure, named, mass, second_order)
+        return cls(func, flat, t, times, structure, named, mass, second_order, repeats)
 
 
 def _check_mass(mass: State, structure: Structure, like: Tensor) -> Tensor:
@@ -222,6 +225,17 @@ def _check_times(t: Tensor | Sequence[float], flat: Tensor, single_time: bool) -
     return t
 
 
+def _without_repeats(
+    t: Tensor, times: list[float]
+) -> tuple[Tensor, list[float], tuple[int, ...] | None]:
+    """Times without repetitions, and the row of every one asked for where there were any."""
+    kept = [i for i, x in enumerate(times) if i == 0 or x != times[i - 1]]
+    if len(kept) == len(times):
+        return t, times, None
+    rows = tuple(sum(k <= i for k in kept) - 1 for i in range(len(times)))
+    return t[kept], [times[i] for i in kept], rows
+
+
 def _check_monotone(times: list[float], single_time: bool) -> None:
     if not all(math.isfinite(x) for x in times):
         raise InvalidArgumentError(f"t must be finite, got {times}")
@@ -229,8 +243,8 @@ def _check_monotone(times: list[float], single_time: bool) -> None:
         return
     sign = 1 if times[-1] > times[0] else -1
     for i in range(len(times) - 1):
-        if sign * (times[i + 1] - times[i]) <= 0:
+        if times[0] == times[-1] or sign * (times[i + 1] - times[i]) < 0:
             raise InvalidArgumentError(
-                "t must be strictly increasing or strictly decreasing, but "
+                "t must be increasing or decreasing, with at least two different times, but "
                 f"t[{i}] = {times[i]:g} and t[{i + 1}] = {times[i + 1]:g}"
             )

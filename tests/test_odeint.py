@@ -324,3 +324,18 @@ def test_an_event_that_starts_on_its_root_is_found_at_the_next_crossing(dt):
     s = pjo.solve(bouncing_ball, start, [0.0, 3.0], solver, event_fn=lambda t, state: state[0])
     assert s.retcode is pjo.Retcode.TERMINATED
     assert abs(float(s.event_t) - 10 / 9.8) < 1e-9
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "gauss"])
+def test_repeated_times_are_the_same_row_and_their_gradients_add_up(adjoint):
+    field = Field()
+    y0 = torch.ones(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0], dtype=F64)
+    y = pjo.solve(field, y0, t, pjo.Solver(rtol=1e-9, atol=1e-9, adjoint=adjoint)).y
+    assert y.shape == (5, 3, 2)
+    assert torch.equal(y[3], y[4])
+    once = pjo.solve(field, y0, [0.0, 0.5, 1.0], pjo.Solver(rtol=1e-9, atol=1e-9)).y
+    assert torch.allclose(y, once[[0, 0, 1, 2, 2]], rtol=1e-12)
+    (found,) = torch.autograd.grad((y[3] + 2 * y[4]).sum(), y0)
+    (wanted,) = torch.autograd.grad(3 * once[2].sum(), y0)
+    assert torch.allclose(found, wanted, rtol=1e-6)
