@@ -69,21 +69,32 @@ function run_tableau(alg, degree)
     s = length(PROBE.times)
     s <= PROBE_SIZE || return ""
     consistent(weights, s) || return ""
-    powers = [x^j for x in big.(θ), j in 1:degree]
-    dense = Float64.(powers \ big.(values[1:s, :]'))            # degree x s
-    fits = maximum(abs, powers * dense - values[1:s, :]'; init = 0.0) < 1.0e-10
+    dense = interpolant(θ, values[1:s, :], degree)
     io = IOBuffer()
     println(io, "c ", join(PROBE.times, ' '))
     println(io, "b ", join(weights[1:s], ' '))
     for i in 2:s
         println(io, "a ", join(PROBE.states[i][1:(i - 1)], ' '))
     end
-    if fits
+    if dense !== nothing
         for i in 1:s
             println(io, "d ", join(dense[:, i], ' '))
         end
     end
     return String(take!(io))
+end
+
+"""
+Coefficients (degree x slopes) of polynomials in θ without constant term through the values (slopes x
+points), of the lowest degree that fits; nothing where none does.
+"""
+function interpolant(θ, values, most)
+    for degree in 1:most
+        powers = [x^j for x in big.(θ), j in 1:degree]
+        found = powers \ big.(values')
+        maximum(abs, powers * found - values'; init = 0.0) < 1.0e-12 && return Float64.(found)
+    end
+    return nothing
 end
 
 "Whether the probed method is an explicit Runge-Kutta method: rows of A sum to c, b to 1."

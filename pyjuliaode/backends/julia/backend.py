@@ -29,6 +29,7 @@ from .tableau import tableau_of
 from .workspace import PRECISION, drain
 
 _facts = PerFunction()
+_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
 class JuliaBackend:
@@ -191,7 +192,9 @@ def _check(problem: Problem) -> None:
             "torch.func transforms and forward-mode differentiation do not pass through Julia; "
             "use backend='torch' with adjoint='direct'"
         )
-    told = [n for n in dir(type(unwrapped(problem.func))) if n.startswith("callback_")]
+    func = unwrapped(problem.func)
+    own = getattr(func, "__dict__", ())
+    told = [name for name in _CALLBACKS if name in own or hasattr(type(func), name)]
     if told:
         raise UnsupportedError(
             f"func has {', '.join(told)}, which the Julia backend does not call; use "
