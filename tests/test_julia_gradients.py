@@ -218,13 +218,13 @@ def test_robertson_s_rates(adjoint):
     def value(solver):
         return (weight * pjo.solve(func, y0, t, solver).y[-1]).sum()
 
-    solver = pjo.Solver(
-        "Rodas5P", 1e-8, 1e-12, adjoint=adjoint, adjoint_atol=1e-13, backend="julia"
-    )
+    # interpolating has the parameters in its error norm, whose gradients span ten powers of ten
+    atol = 1e-9 if adjoint == "interpolating" else 1e-13
+    solver = pjo.Solver("Rodas5P", 1e-8, 1e-12, adjoint=adjoint, adjoint_atol=atol, backend="julia")
     (found,) = torch.autograd.grad(value(solver), func.k)
     tight = pjo.Solver("Rodas5P", 1e-11, 1e-14, backend="julia")
     for i in range(3):
-        eps = 1e-4 * float(func.k[i])
+        eps = 1e-4 * float(func.k.detach()[i])
         values = []
         for sign in (1, -1):
             with torch.no_grad():

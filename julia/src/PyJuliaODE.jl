@@ -15,6 +15,7 @@ module PyJuliaODE
 
 using ADTypes: AutoFiniteDiff
 using ConstructionBase: setproperties
+using DiffEqBase: DiffEqBase
 using LinearAlgebra: Diagonal
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, isadaptive
 using OrdinaryDiffEqLowOrderRK: OrdinaryDiffEqLowOrderRK

@@ -15,31 +15,44 @@ function load_adjoints()
 end
 
 """
-    adjoint!(handle, method, kind, times, ntimes, cotangents, du0, dp, report; options...) -> retcode
+    AdjointRequest(; fields...)
+
+What a host asks of an adjoint, as [`Request`](@ref): `cotangents` is dL/du at the `ntimes` ascending
+times (N x ntimes), `du0` (N) and `dp` (P) receive dL/du0 and dL/dp.
+"""
+Base.@kwdef struct AdjointRequest
+    times::UInt = 0
+    ntimes::Int = 0
+    cotangents::UInt = 0
+    du0::UInt = 0
+    dp::UInt = 0
+    abstol::Float64 = 1.0e-6
+    reltol::Float64 = 1.0e-6
+    dt::Float64 = 0.0
+    adaptive::Int = 1
+    maxiters::Int = 100_000
+    checkpointing::Int = 0
+end
+
+"""
+    adjoint!(handle, method, kind, request, report) -> retcode
 
 Gradient of a kept solution by a continuous adjoint: `kind` is "gauss", "interpolating",
 "quadrature" or "backsolve", `method` the algorithm of the backward solve.
 
-`cotangents` is the address of dL/du at the `ntimes` ascending times (N x ntimes); dL/du0 (N) and
-dL/dp (P) are written. The report (8 Float64) receives: vjp_u, vjp_p and joint products, evaluations,
+`request` is the address of an [`AdjointRequest`](@ref). The report (8 Float64) receives: vjp_u, vjp_p and joint products, evaluations,
 accepted and rejected steps of the backward solve, Jacobians, time reached. A retcode other than
 "Success" means that no gradient was written. For a singular mass matrix dL/du0 is M' times the
 adjoint state: entries of algebraic variables are zero.
-
-Options: `abstol`, `reltol`, `maxiters`, `dt`, `adaptive`, `checkpointing`.
 """
-function adjoint!(
-        id::Int, method::String, kind::String, times::Integer, ntimes::Int, cotangents::Integer,
-        du0::Integer, dp::Integer, report::Integer; kwargs...
-    )
+function adjoint!(id::Int, method::String, kind::String, request::Integer, report::Integer)
     handle = HANDLES[id]
+    asked = unsafe_load(Ptr{AdjointRequest}(UInt(request)))
     alg = algorithm(method)
+    handle.solution.prob.f.mass_matrix isa AbstractMatrix && initialization_of("brown")
     slots = at_address(Float64[], report, 8)
     return on_device(handle.workspace.u) do
-        invokelatest(
-            run_adjoint, handle, handle.solution, alg, kind, times, ntimes, cotangents, du0, dp,
-            slots; kwargs...
-        )
+        invokelatest(run_adjoint, handle, handle.solution, alg, kind, asked, slots)
     end
 end
 
@@ -51,9 +64,12 @@ struct Cotangent{V <: AbstractVector}
     rows::V
     n::Int
     swapped::Bool
+    row::Vector{Int}    # of every time; 0: none
 end
 
 function (c::Cotangent)(out, u, p, t, i)
-    gather!(out, view(c.rows, ((i - 1) * c.n + 1):(i * c.n)), c.swapped)
+    k = c.row[i]
+    k == 0 && return (fill!(out, 0); nothing)
+    gather!(out, view(c.rows, ((k - 1) * c.n + 1):(k * c.n)), c.swapped)
     return nothing
 end

@@ -1,122 +1,190 @@
 # Forward solves.
 
 """
-    solve!(id, method, y0, times, ntimes, out, report; options...) -> retcode
+    Request(; fields...)
 
-Solve from `times[1]` and write the states at all times that are reached into `out` (N x ntimes).
+What a host asks of a solve, as a C structure of 8-byte fields that both halves declare alike.
+Addresses are of the host's memory; 0 stands for "none".
 
-`y0`, `times`, `out`, `report` are addresses of the host: N numbers, `ntimes` Float64 in ascending
-order, N * ntimes numbers, 8 Float64. The report receives: rows written, time reached, evaluations,
-accepted and rejected steps, Jacobians, the number of the solution that is kept (0: none), its steps.
-
-Options, all numbers, strings or addresses:
-- `keep`: "" (nothing), "dense" (all steps with their interpolant), "steps" (all steps), "checkpoints"
-  (the times, and `ncheckpoints` others evenly spaced)
-- `abstol`, `reltol` (numbers), or `abstol_at`, `reltol_at` (addresses of N numbers)
+- `y0` (N numbers), `times` (`ntimes` Float64, strictly ascending), `out` (N x ntimes numbers)
+- `abstol`, `reltol`, or addresses of N numbers `abstol_at`, `reltol_at`
 - `dt`, `dtmin`, `dtmax` (0: the solver's own), `adaptive`, `maxiters`
 - `tstops`, `ntstops`: times on which a step has to end; `jumps`, `njumps`: discontinuities
-- `jacobian`: whether the host gives Jacobians; `mass_at`: address of the diagonal of a mass matrix;
-  `second_order`: (h, v) with h' = v; `initialization`: "check" or "brown", for a mass matrix
+- `jacobian`: the host gives Jacobians; `mass_at`: diagonal of a mass matrix; `brown`: solve for
+  consistent initial values of such a system rather than check them
+- `second_order`: the state is (h, v) with h' = v
+- `ncheckpoints`: states to keep beside those at the times; `nevents`: event functions to watch
 """
-function solve!(
-        id::Int, method::String, y0::Integer, times::Integer, ntimes::Int, out::Integer,
-        report::Integer; kwargs...
-    )
+Base.@kwdef struct Request
+    y0::UInt = 0
+    times::UInt = 0
+    ntimes::Int = 0
+    out::UInt = 0
+    abstol::Float64 = 1.0e-6
+    reltol::Float64 = 1.0e-6
+    abstol_at::UInt = 0
+    reltol_at::UInt = 0
+    dt::Float64 = 0.0
+    dtmin::Float64 = 0.0
+    dtmax::Float64 = 0.0
+    adaptive::Int = 1
+    maxiters::Int = 10_000
+    tstops::UInt = 0
+    ntstops::Int = 0
+    jumps::UInt = 0
+    njumps::Int = 0
+    jacobian::Int = 0
+    mass_at::UInt = 0
+    brown::Int = 0
+    second_order::Int = 0
+    ncheckpoints::Int = 0
+    nevents::Int = 0
+end
+
+# Made once: from a level of logging it takes a third of a millisecond.
+const QUIET = DiffEqBase.DEVerbosity(SciMLLogging.None())
+
+"""
+    solve!(id, method, keep, request, report) -> retcode
+
+Solve from the first of the times and write the states at all that are reached.
+
+`keep` is "" (nothing), "dense" (all steps with their interpolant), "steps" (all steps) or
+"checkpoints" (the times, and others evenly spaced). `request` is the address of a [`Request`](@ref),
+`report` of 8 Float64, which receive: rows written, time reached, evaluations, accepted and rejected
+steps, Jacobians, the number of the solution that is kept (0: none), its steps.
+"""
+function solve!(id::Int, method::String, keep::String, request::Integer, report::Integer)
     ws = WORKSPACES[id]
-    slots = at_address(Float64[], report, 8)
+    asked = unsafe_load(Ptr{Request}(UInt(request)))
     alg = algorithm(method)
+    jacobian = asked.jacobian != 0 && is_implicit(method)
+    asked.mass_at == 0 || initialization_of("brown")   # loads its package, before the solve
+    slots = at_address(Float64[], report, 8)
     return on_device(ws.u) do
-        invokelatest(run_solve, ws, alg, method, y0, times, ntimes, out, slots; kwargs...)
+        # the method's package may have been loaded a moment ago
+        invokelatest(run_solve, ws, alg, keep, asked, jacobian, slots)
     end
 end
 
-function run_solve(
-        ws::Workspace, alg, method::String, y0::Integer, times::Integer, ntimes::Int, out::Integer,
-        report::Vector{Float64};
-        keep::String = "", ncheckpoints::Int = 0, abstol::Float64 = 1.0e-6,
-        reltol::Float64 = 1.0e-6, abstol_at::Integer = 0, reltol_at::Integer = 0,
-        dt::Float64 = 0.0, dtmin::Float64 = 0.0, dtmax::Float64 = 0.0, adaptive::Bool = true,
-        maxiters::Int = 10_000, tstops::Integer = 0, ntstops::Int = 0, jumps::Integer = 0,
-        njumps::Int = 0, jacobian::Bool = false, mass_at::Integer = 0, second_order::Bool = false,
-        initialization::String = "check", nevents::Int = 0
-    )
+"What a solver is told, all of it of known types: keywords of unknown ones cost more than a solve."
+struct Stepping{A, R, T}
+    abstol::A
+    reltol::R
+    dt::T
+    dtmin::T
+    dtmax::T
+    adaptive::Bool
+    maxiters::Int
+    tstops::Vector{T}
+    jumps::Vector{T}
+    saveat::Vector{T}
+    everystep::Bool
+    dense::Bool
+end
+
+function run_solve(ws, alg, keep::String, asked::Request, jacobian::Bool, report::Vector{Float64})
     T, n = eltype(ws), length(ws)
     fill!(report, 0)
     reset!(ws)
-    ts = convert(Vector{T}, float64s(times, ntimes))
-    issorted(ts) && allunique(ts) ||
-        throw(ArgumentError("times must ascend strictly in $T, got $ts"))
-    start = copy(at_address(ws.u, y0, n))
-    rows = at_address(ws.u, out, n * ntimes)
-    mass = mass_at == 0 ? nothing : copy(at_address(ws.u, mass_at, n))
-    jacobian = jacobian && is_implicit(method)
-    stepping = (; adaptive, maxiters)
-    dt > 0 && (stepping = (; stepping..., dt = T(dt)))
-    dtmin > 0 && (stepping = (; stepping..., dtmin = T(dtmin)))
-    dtmax > 0 && (stepping = (; stepping..., dtmax = T(dtmax)))
+    ts = convert(Vector{T}, float64s(asked.times, asked.ntimes))
+    ascending(ts) || throw(ArgumentError("times must ascend strictly in $T, got $ts"))
+    y0 = copy(at_address(ws.u, asked.y0, n))
     watch = Watch()
-    inside = keep == "checkpoints" ? (; stepping..., callback = spy(watch)) : stepping
-    problem, twin = problems(
-        ws, start, (ts[1], ts[end]); second_order, jacobian, mass, inside...
+    abstol = asked.abstol_at == 0 ? T(asked.abstol) : copy(at_address(ws.u, asked.abstol_at, n))
+    reltol = asked.reltol_at == 0 ? T(asked.reltol) : copy(at_address(ws.u, asked.reltol_at, n))
+    span = ts[end] - ts[1]
+    stepping = Stepping(
+        abstol, reltol, T(asked.dt), T(asked.dtmin), asked.dtmax > 0 ? T(asked.dtmax) : span,
+        asked.adaptive != 0, asked.maxiters,
+        convert(Vector{T}, float64s(asked.tstops, asked.ntstops)),
+        convert(Vector{T}, float64s(asked.jumps, asked.njumps)),
+        saved_times(keep, ts, asked.ncheckpoints), keep in ("dense", "steps"), keep == "dense"
     )
-    tolerances = (;
-        abstol = abstol_at == 0 ? T(abstol) : copy(at_address(ws.u, abstol_at, n)),
-        reltol = reltol_at == 0 ? T(reltol) : copy(at_address(ws.u, reltol_at, n)),
-    )
-    options = (; tolerances..., verbose = SciMLLogging.None())
-    ntstops > 0 && (options = (; options..., tstops = T.(float64s(tstops, ntstops))))
-    njumps > 0 && (options = (; options..., d_discontinuities = T.(float64s(jumps, njumps))))
-    if mass !== nothing
-        options = (; options..., initializealg = initialization_of(initialization))
+    common = !jacobian && asked.mass_at == 0 && asked.second_order == 0 && asked.nevents == 0 &&
+        keep != "checkpoints"
+    sol = if common
+        solve_with(plain_problem(ws, y0, (ts[1], ts[end])), alg, stepping)
+    else
+        solve_unusual(ws, alg, keep, asked, jacobian, y0, (ts[1], ts[end]), stepping, watch)
     end
-    event = nothing
-    if nevents > 0
-        event = Event(ws, nevents)
-        options = (; options..., callback = watch_events(event))
-    end
-    saving = saving_of(keep, ts, ncheckpoints)
-    sol = SciMLBase.solve(problem, alg; options..., saving...)
-    second_order && (sol = setproperties(sol, (; prob = twin)))
-    stats = sol.stats
     report[2] = last(sol.t)
     report[3] = ws.nf
-    report[4], report[5], report[6] = stats.naccept, stats.nreject, max(stats.njacs, ws.njac)
-    report[1] = write_rows!(rows, n, sol, ts, !sol.dense)
-    if !isempty(keep) || nevents > 0
-        report[7] = keep!(Handle(sol, ws, second_order, jacobian, watch))
+    report[4], report[5] = sol.stats.naccept, sol.stats.nreject
+    report[6] = max(sol.stats.njacs, ws.njac)
+    report[1] = write_rows!(at_address(ws.u, asked.out, n * length(ts)), n, sol, ts)
+    if !isempty(keep) || asked.nevents > 0
+        report[7] = keep!(Handle(sol, ws, asked.second_order != 0, jacobian, watch))
         report[8] = length(sol.t)
     end
     return String(Symbol(sol.retcode))
 end
 
-function saving_of(keep, ts, ncheckpoints)
-    keep == "dense" && return (; dense = true)
-    keep == "steps" && return (; dense = false, save_everystep = true)
-    at = ts
+ascending(ts) = all(i -> ts[i] < ts[i + 1], 1:(length(ts) - 1))
+
+"Times between the first and the last at which a state is saved; those two always are."
+function saved_times(keep, ts, ncheckpoints)
+    keep in ("dense", "steps") && return eltype(ts)[]
+    between = ts[2:(end - 1)]
     if keep == "checkpoints" && ncheckpoints > 0
-        at = sort!(unique!(vcat(ts, collect(range(ts[1], ts[end]; length = ncheckpoints + 2)))))
+        others = range(ts[1], ts[end]; length = ncheckpoints + 2)[2:(end - 1)]
+        between = sort!(unique!(vcat(between, collect(others))))
     end
-    return (; saveat = at, save_start = true, save_end = true, dense = false)
+    return between
+end
+
+function solve_with(problem, alg, s::Stepping; kwargs...)
+    if s.dt > 0
+        return SciMLBase.solve(
+            problem, alg; s.abstol, s.reltol, s.dt, s.dtmin, s.dtmax, s.adaptive, s.maxiters,
+            s.tstops, d_discontinuities = s.jumps, s.saveat, save_everystep = s.everystep,
+            save_start = true, save_end = true, s.dense, verbose = QUIET, kwargs...
+        )
+    end
+    return SciMLBase.solve(
+        problem, alg; s.abstol, s.reltol, s.dtmin, s.dtmax, s.adaptive, s.maxiters, s.tstops,
+        d_discontinuities = s.jumps, s.saveat, save_everystep = s.everystep, save_start = true,
+        save_end = true, s.dense, verbose = QUIET, kwargs...
+    )
+end
+
+"Everything but the plain case: mass matrices, Jacobians, second-order systems, events, checkpoints."
+function solve_unusual(ws, alg, keep, asked, jacobian, y0, tspan, stepping, watch)
+    mass = asked.mass_at == 0 ? nothing : copy(at_address(ws.u, asked.mass_at, length(ws)))
+    # an adjoint solves from checkpoint to checkpoint with the problem's own keywords
+    again = (;)
+    if keep == "checkpoints"
+        again = (; callback = spy(watch), stepping.adaptive, stepping.maxiters)
+        stepping.dt > 0 && (again = (; again..., stepping.dt))
+    end
+    problem, twin = problems(
+        ws, y0, tspan; second_order = asked.second_order != 0, jacobian, mass, again...
+    )
+    extra = (;)
+    if mass !== nothing
+        extra = (; initializealg = initialization_of(asked.brown != 0 ? "brown" : "check"))
+    end
+    if asked.nevents > 0
+        extra = (; extra..., callback = watch_events(Event(ws, asked.nevents)))
+    end
+    sol = solve_with(problem, alg, stepping; extra...)
+    return asked.second_order != 0 ? setproperties(sol, (; prob = twin)) : sol
 end
 
 "Write the states at the times that were reached; return how many."
-function write_rows!(out, n, sol, ts, saved::Bool)
+function write_rows!(out, n, sol, ts)
     reached = last(sol.t)
     j = 1
     for (i, t) in enumerate(ts)
         row = view(out, ((i - 1) * n + 1):(i * n))
-        if saved || t == reached || t == first(sol.t)
-            while j <= length(sol.t) && sol.t[j] < t
-                j += 1
-            end
-            if t == reached
-                gather!(row, last(sol.u), false)
-            elseif j <= length(sol.t) && sol.t[j] == t
-                gather!(row, sol.u[j], false)
-            else
-                return i - 1
-            end
-        elseif t < reached
+        while j < length(sol.t) && sol.t[j] < t
+            j += 1
+        end
+        if t == reached
+            gather!(row, last(sol.u), false)
+        elseif t < reached && sol.t[j] == t
+            gather!(row, sol.u[j], false)
+        elseif t < reached && sol.dense
             gather!(row, sol(t), false)
         else
             return i - 1

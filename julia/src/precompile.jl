@@ -48,9 +48,15 @@ function stub_solve(::Type{T}, id, method; keep = "dense", kwargs...) where {T}
     n = length(WORKSPACES[id])
     y0, times, out, report = ones(T, n), [0.0, 0.5, 1.0], zeros(T, 3n), zeros(8)
     GC.@preserve y0 times out report begin
-        solve!(
-            id, method, UInt(pointer(y0)), UInt(pointer(times)), 3, UInt(pointer(out)),
-            UInt(pointer(report)); keep, abstol = 1.0e-4, reltol = 1.0e-4, kwargs...
+        request = Ref(
+            Request(;
+                y0 = UInt(pointer(y0)), times = UInt(pointer(times)), ntimes = 3,
+                out = UInt(pointer(out)), abstol = 1.0e-4, reltol = 1.0e-4, kwargs...
+            )
+        )
+        GC.@preserve request solve!(
+            id, method, keep, UInt(Base.unsafe_convert(Ptr{Request}, request)),
+            UInt(pointer(report))
         )
     end
     return Int(report[7])
@@ -60,9 +66,16 @@ function stub_adjoint(::Type{T}, id, kept, method, kind; kwargs...) where {T}
     n = length(WORKSPACES[id])
     times, rows, du0, dp, report = [0.5, 1.0], ones(T, 2n), zeros(T, n), zeros(T, 1), zeros(8)
     GC.@preserve times rows du0 dp report begin
-        adjoint!(
-            kept, method, kind, UInt(pointer(times)), 2, UInt(pointer(rows)), UInt(pointer(du0)),
-            UInt(pointer(dp)), UInt(pointer(report)); abstol = 1.0e-4, reltol = 1.0e-4, kwargs...
+        request = Ref(
+            AdjointRequest(;
+                times = UInt(pointer(times)), ntimes = 2, cotangents = UInt(pointer(rows)),
+                du0 = UInt(pointer(du0)), dp = UInt(pointer(dp)), abstol = 1.0e-4,
+                reltol = 1.0e-4, kwargs...
+            )
+        )
+        GC.@preserve request adjoint!(
+            kept, method, kind, UInt(Base.unsafe_convert(Ptr{AdjointRequest}, request)),
+            UInt(pointer(report))
         )
     end
     return nothing

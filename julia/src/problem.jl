@@ -2,6 +2,7 @@
 
 "The function of the first-order system, with the host's products."
 function ode_function(ws::Workspace; jacobian::Bool = false, mass = nothing)
+    jacobian || mass !== nothing || return ode_function_plain(ws)
     products = (; vjp = HostVJP(ws), vjp_p = HostVJPp(ws))
     if jacobian
         n = length(ws)
@@ -35,6 +36,14 @@ function (f::Acceleration)(dv, v, h, p, t)
 end
 
 position_rate(dh, v, h, p, t) = (copyto!(dh, v); nothing)
+
+"The problem of the plain case, of a type that is known when this is compiled."
+plain_problem(ws::Workspace, y0, tspan) =
+    ODEProblem{true}(ode_function_plain(ws), y0, tspan, token(ws))
+
+ode_function_plain(ws::Workspace) = ODEFunction{true, FullSpecialize}(
+    HostRHS(ws); vjp = HostVJP(ws), vjp_p = HostVJPp(ws)
+)
 
 "The problem that is solved, and its first-order twin that an adjoint reads."
 function problems(ws::Workspace, y0, tspan; second_order, jacobian, mass, kwargs...)

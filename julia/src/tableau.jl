@@ -57,12 +57,9 @@ function run_tableau(alg, degree)
     empty!(PROBE.states)
     fill!(PROBE.status, 0)
     ws = probe_workspace()
-    problem, _ = problems(
-        ws, zeros(PROBE_SIZE), (0.0, 1.0); second_order = false, jacobian = false, mass = nothing
-    )
-    sol = SciMLBase.solve(
-        problem, alg; dt = 1.0, adaptive = false, dense = true, verbose = SciMLLogging.None()
-    )
+    none = Float64[]
+    one_step = Stepping(1.0, 1.0, 1.0, 0.0, 1.0, false, 10, none, none, none, true, true)
+    sol = solve_with(plain_problem(ws, zeros(PROBE_SIZE), (0.0, 1.0)), alg, one_step)
     weights = copy(last(sol.u))
     θ = [(1 - cospi((2i - 1) / (2 * 2degree))) / 2 for i in 1:(2degree)]
     values = reduce(hcat, [copy(sol(x)) for x in θ])            # may evaluate further slopes

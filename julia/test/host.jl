@@ -3,7 +3,7 @@
 
 using LinearAlgebra
 using PyJuliaODE
-using PyJuliaODE: HANDLES, WORKSPACES, adjoint!, discard!, interpolate!, release!, solve!, steps!,
+using PyJuliaODE: AdjointRequest, Request, HANDLES, WORKSPACES, adjoint!, discard!, interpolate!, release!, solve!, steps!,
     tableau, workspace!
 
 const N = 3
@@ -94,12 +94,17 @@ end
 address(x) = UInt(pointer(x))
 
 "Solve as a host does: (retcode, rows N x T, report)."
-function solved(host, method, times; T = Float64, u0 = START, kwargs...)
+function solved(host, method, times; T = Float64, u0 = START, keep = "", kwargs...)
     y0, ts = convert(Vector{T}, u0), collect(Float64, times)
     out, report = fill(T(NaN), N * length(ts)), zeros(8)
-    code = GC.@preserve y0 ts out report solve!(
-        host.id, method, address(y0), address(ts), length(ts), address(out), address(report);
-        abstol = 1.0e-10, reltol = 1.0e-10, kwargs...
+    request = Ref(
+        Request(;
+            y0 = address(y0), times = address(ts), ntimes = length(ts), out = address(out),
+            abstol = 1.0e-10, reltol = 1.0e-10, kwargs...
+        )
+    )
+    code = GC.@preserve y0 ts out report request solve!(
+        host.id, method, keep, UInt(Base.unsafe_convert(Ptr{Request}, request)), address(report)
     )
     return code, reshape(out, N, :), report
 end
@@ -108,9 +113,14 @@ end
 function differentiated(kept, method, kind, times, cotangents; T = Float64, nparams = P, kwargs...)
     ts, rows = collect(Float64, times), convert(Vector{T}, vec(cotangents))
     du0, dp, report = zeros(T, N), zeros(T, max(nparams, 1)), zeros(8)
-    code = GC.@preserve ts rows du0 dp report adjoint!(
-        kept, method, kind, address(ts), length(ts), address(rows), address(du0), address(dp),
-        address(report); abstol = 1.0e-10, reltol = 1.0e-10, kwargs...
+    request = Ref(
+        AdjointRequest(;
+            times = address(ts), ntimes = length(ts), cotangents = address(rows),
+            du0 = address(du0), dp = address(dp), abstol = 1.0e-10, reltol = 1.0e-10, kwargs...
+        )
+    )
+    code = GC.@preserve ts rows du0 dp report request adjoint!(
+        kept, method, kind, UInt(Base.unsafe_convert(Ptr{AdjointRequest}, request)), address(report)
     )
     return code, du0, dp, report
 end

@@ -13,7 +13,7 @@ native(u0, p, times) = Array(
     wanted = native(START, PARAMETERS, TIMES)
     for method in ("Tsit5", "DP5", "Vern7", "Rodas5P", "AutoTsit5(Rosenbrock23)"), keep in ("", "dense")
         with_host() do host
-            code, rows, report = solved(host, method, TIMES; keep, jacobian = true)
+            code, rows, report = solved(host, method, TIMES; keep, jacobian = 1)
             @test code == "Success"
             @test rows ≈ wanted rtol = 1.0e-6
             @test report[1] == 3 && report[2] == 1.0

@@ -1,10 +1,9 @@
 module PyJuliaODESciMLSensitivityExt
 
-using PyJuliaODE: PyJuliaODE, Cotangent, Handle, Watch, at_address, failure, float64s, gather!,
-    initialization_of, reset!, spy
+using PyJuliaODE: PyJuliaODE, AdjointRequest, Cotangent, Handle, QUIET, Watch, ascending,
+    at_address, failure, float64s, gather!, initialization_of, reset!, spy
 using PrecompileTools: @compile_workload, @setup_workload
 using SciMLBase: CallbackSet
-using SciMLLogging: SciMLLogging
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
     ZygoteVJP, adjoint_sensitivities
 
@@ -23,28 +22,33 @@ function sensealg(kind, checkpointing, abstol, reltol)
 end
 
 function PyJuliaODE.run_adjoint(
-        handle::Handle, sol, alg, kind::String, times::Integer, ntimes::Int, cotangents::Integer,
-        du0_at::Integer, dp_at::Integer, report::Vector{Float64};
-        abstol::Float64 = 1.0e-6, reltol::Float64 = 1.0e-6, maxiters::Int = 100_000,
-        dt::Float64 = 0.0, adaptive::Bool = true, checkpointing::Bool = false
+        handle::Handle, sol, alg, kind::String, asked::AdjointRequest, report::Vector{Float64}
     )
     ws = handle.workspace
     T, n = eltype(ws), length(ws)
     fill!(report, 0)
-    ts = convert(Vector{T}, float64s(times, ntimes))
+    ts = convert(Vector{T}, float64s(asked.times, asked.ntimes))
     # unsorted times give wrong gradients, repeated ones count as events
-    issorted(ts) && allunique(ts) || throw(ArgumentError("times must ascend strictly, got $ts"))
-    rows = at_address(ws.u, cotangents, n * ntimes)
+    ascending(ts) || throw(ArgumentError("times must ascend strictly, got $ts"))
+    rows = at_address(ws.u, asked.cotangents, n * asked.ntimes)
     dense = sol.dense
     if kind == "quadrature" && !dense  # it would interpolate linearly, in silence
         throw(ArgumentError("the quadrature adjoint needs a dense solution"))
+    end
+    row = collect(1:length(ts))
+    if kind == "quadrature" && handle.jacobian
+        # its quadrature would step over the layers of a stiff system: break it at the solver's steps
+        all_times = sort!(unique!(vcat(ts, sol.t[2:end])))
+        row = [something(findfirst(==(t), ts), 0) for t in all_times]
+        ts = all_times
     end
     reset!(ws; fused = kind in ("interpolating", "backsolve"))
     ws.swapped = handle.swapped
     empty!(handle.watch.integrators)
     watch = Watch()
-    options = (; abstol = T(abstol), reltol = T(reltol), maxiters, adaptive)
-    dt > 0 && (options = (; options..., dt = T(dt)))
+    abstol, reltol = T(asked.abstol), T(asked.reltol)
+    options = (; abstol, reltol, asked.maxiters, adaptive = asked.adaptive != 0)
+    asked.dt > 0 && (options = (; options..., dt = T(asked.dt)))
     if kind != "quadrature"
         options = (; options..., checkpoints = sol.t)
     end
@@ -55,9 +59,9 @@ function PyJuliaODE.run_adjoint(
     local du0, dp
     try
         du0, dp = adjoint_sensitivities(
-            sol, alg; t = ts, dgdu_discrete = Cotangent(rows, n, handle.swapped),
-            sensealg = sensealg(kind, checkpointing || !dense, T(abstol), T(reltol)),
-            callback = CallbackSet(spy(watch)), verbose = SciMLLogging.None(), options...
+            sol, alg; t = ts, dgdu_discrete = Cotangent(rows, n, handle.swapped, row),
+            sensealg = sensealg(kind, asked.checkpointing != 0 || !dense, abstol, reltol),
+            callback = CallbackSet(spy(watch)), verbose = QUIET, options...
         )
     finally
         ws.swapped = false
@@ -73,8 +77,8 @@ function PyJuliaODE.run_adjoint(
     end
     isempty(watch.integrators) && error("the adjoint solve was not watched: SciMLSensitivity changed")
     mass isa AbstractMatrix && (du0 = mass' * du0)
-    gather!(at_address(ws.u, du0_at, n), du0, handle.swapped)
-    ws.nparams > 0 && copyto!(at_address(ws.u, dp_at, ws.nparams), vec(dp))
+    gather!(at_address(ws.u, asked.du0, n), du0, handle.swapped)
+    ws.nparams > 0 && copyto!(at_address(ws.u, asked.dp, ws.nparams), vec(dp))
     empty!(handle.watch.integrators)
     return "Success"
 end

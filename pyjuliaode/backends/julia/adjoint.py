@@ -25,11 +25,9 @@ from ..runge_kutta import Sides
 from ..tableau import Tableau
 from .forward import Forward, Kept, accepted_steps, run_forward
 from .plan import Plan
+from .requests import AdjointReport, AdjointRequest, address, doubles
 from .runtime import Runtime
 from .workspace import drain
-
-# of the report: see PyJuliaODE.adjoint!
-_REACHED = 7
 
 
 @dataclass
@@ -155,38 +153,35 @@ def _solve_adjoint(
     runtime, problem, plan = ctx.runtime, ctx.problem, ctx.plan
     workspace = kept.workspace
     cotangents = grad[list(used)].contiguous()
-    times = torch.tensor([kept.sign * problem.times[i] for i in used], dtype=torch.float64)
     size = float(cotangents.square().mean(dim=1).max().sqrt()) if plan.relative_atol else 1.0
     lam = torch.empty_like(problem.y0)
     dp = grad.new_empty(max(sum(p.numel() for p in problem.params), 1))
     rhs = workspace.rhs
     before = (rhs.nfe, rhs.n_vjp, rhs.n_jacobians)
-    settings = {
-        "abstol": plan.adjoint_atol * (size or 1.0),
-        "reltol": plan.adjoint_rtol,
-        "maxiters": plan.max_steps * len(used),
-        "adaptive": plan.adaptive,
-        "dt": 0.0 if plan.adaptive else plan.dt or abs(problem.times[-1] - problem.times[0]),
-        "checkpointing": plan.checkpoints is not None or plan.adjoint == "backsolve",
-    }
+    times_c = doubles([kept.sign * problem.times[i] for i in used])
+    request, report = AdjointRequest(), AdjointReport()
+    request.times, request.ntimes = address(times_c), len(used)
+    request.cotangents = cotangents.data_ptr()
+    request.du0, request.dp = lam.data_ptr(), dp.data_ptr()
+    request.abstol, request.reltol = plan.adjoint_atol * (size or 1.0), plan.adjoint_rtol
+    request.maxiters, request.adaptive = plan.max_steps * len(used), plan.adaptive
+    if not plan.adaptive:
+        request.dt = plan.dt or abs(problem.times[-1] - problem.times[0])
+    request.checkpointing = plan.checkpoints is not None or plan.adjoint == "backsolve"
     try:
         with workspace.calling():
             code = runtime.adjoint(
-                *(kept.number, plan.adjoint_method.name, plan.adjoint, times.data_ptr()),
-                *(len(used), cotangents.data_ptr(), lam.data_ptr(), dp.data_ptr()),
-                workspace.report_at,
-                **settings,
+                *(kept.number, plan.adjoint_method.name, plan.adjoint),
+                *(address(request), address(report)),
             )
     finally:
-        nfe, n_vjp, n_jacobians = rhs.nfe, rhs.n_vjp, rhs.n_jacobians
-        ctx.stats.nfe_backward = nfe - before[0] + n_vjp - before[1]
-        ctx.stats.n_jacobians += n_jacobians - before[2]
+        ctx.stats.nfe_backward = rhs.nfe - before[0] + rhs.n_vjp - before[1]
+        ctx.stats.n_jacobians += rhs.n_jacobians - before[2]
     retcode = Retcode.of(str(code))
     if not retcode.successful:
-        reached = kept.sign * float(workspace.report[_REACHED])
         raise SolverError(
-            f"the {plan.adjoint} adjoint ({plan.adjoint_method.name}) failed at t = {reached:.6g} "
-            f"with retcode {retcode}. {retcode.advice}",
+            f"the {plan.adjoint} adjoint ({plan.adjoint_method.name}) failed at "
+            f"t = {kept.sign * report.reached:.6g} with retcode {retcode}. {retcode.advice}",
             retcode,
         )
     return lam, dp[: dp.numel() if problem.params else 0]

@@ -13,11 +13,9 @@ from ...errors import InvalidArgumentError
 from ...problem import Problem
 from ...solution import Retcode, SolveStats
 from .plan import Plan
+from .requests import Report, Request, address, doubles
 from .runtime import Runtime
-from .workspace import PRECISION, Workspace, acquire, give_back
-
-# of the report: see PyJuliaODE.solve!
-_ROWS, _REACHED, _NF, _ACCEPTED, _REJECTED, _JACOBIANS, _HANDLE, _STEPS = range(8)
+from .workspace import Workspace, acquire, give_back
 
 
 class Kept:
@@ -69,64 +67,34 @@ def run_forward(
     y0 = problem.y0.detach().contiguous()
     times = problem.times
     sign = 1.0 if times[-1] >= times[0] else -1.0
-    ours = torch.tensor(times, dtype=torch.float64).mul_(sign)
-    _check_resolution(ours, y0.dtype)
-    fixed_grid = not plan.adaptive and plan.dt is None  # one step between two times, as torch's
-    stops = sorted(
-        {sign * t for t in plan.stops} | (set(ours.tolist()) if land or fixed_grid else set())
-    )
-    stops = [s for s in stops if float(ours[0]) < s <= float(ours[-1])]
-    jumps = [sign * t for t in plan.jumps]
-    stops_t, jumps_t = (torch.tensor(x, dtype=torch.float64) for x in (stops, jumps))
+    ours = times if sign > 0 else [-t for t in times]
+    if y0.dtype != torch.float64:
+        _check_resolution(ours, y0.dtype)
     rows = torch.empty(len(times), y0.numel(), dtype=y0.dtype, device=y0.device)
     jacobian = plan.method.implicit and plan.jacobian
+    times_c = doubles(ours)
+    request, report = Request(), Report()
+    request.y0, request.out = y0.data_ptr(), rows.data_ptr()
+    request.times, request.ntimes = address(times_c), len(ours)
+    alive = _fill(request, problem, plan, ours, sign, land)
+    request.jacobian, request.nevents = jacobian, nevents
     workspace = acquire(runtime, problem, jacobian)
     rhs = workspace.bind(problem, sign, event_fn)
-    mass = None if problem.mass is None else problem.mass.to(y0).contiguous()
-    settings = {
-        "keep": keep,
-        "adaptive": plan.adaptive,
-        "maxiters": plan.max_steps,
-        "jacobian": jacobian,
-        "second_order": plan.method.kind == "nystrom",
-        "ncheckpoints": plan.checkpoints or 0,
-        "dt": plan.dt or (float(ours[-1] - ours[0]) if fixed_grid else 0.0),
-        "dtmin": plan.dtmin,
-        "dtmax": plan.dtmax,
-        "nevents": nevents,
-    }
-    alive = [stops_t, jumps_t, mass]
-    for name, value in (("abstol", plan.atol), ("reltol", plan.rtol)):
-        if isinstance(value, Tensor):
-            value = value.to(y0).contiguous()
-            alive.append(value)
-            settings[f"{name}_at"] = value.data_ptr()
-        else:
-            settings[name] = value
-    if stops:
-        settings.update(tstops=stops_t.data_ptr(), ntstops=len(stops))
-    if jumps:
-        settings.update(jumps=jumps_t.data_ptr(), njumps=len(jumps))
-    if mass is not None:
-        settings.update(mass_at=mass.data_ptr(), initialization=plan.initialization)
-    number = 0
     try:
         with workspace.calling():
             code = runtime.solve(
-                *(workspace.id, plan.method.name, y0.data_ptr(), ours.data_ptr(), len(times)),
-                *(rows.data_ptr(), workspace.report_at),
-                **settings,
+                workspace.id, plan.method.name, keep, address(request), address(report)
             )
-        report = workspace.report.tolist()
-        number = int(report[_HANDLE])
     finally:
         stats.nfe_forward += rhs.nfe
         stats.n_jacobians += rhs.n_jacobians
+        number = int(report.handle)
         if number == 0:
             give_back(workspace)
-    stats.n_accepted, stats.n_rejected = int(report[_ACCEPTED]), int(report[_REJECTED])
-    kept = Kept(workspace, number, int(report[_STEPS]), sign) if number else None
-    reached = sign * report[_REACHED]
+        del alive
+    stats.n_accepted, stats.n_rejected = int(report.accepted), int(report.rejected)
+    kept = Kept(workspace, number, int(report.steps), sign) if number else None
+    reached = sign * report.reached
     retcode = Retcode.of(str(code))
     message = ""
     if not retcode.successful:
@@ -134,17 +102,50 @@ def run_forward(
             f"{plan.method.name} stopped at t = {reached:.6g} with retcode {retcode}, after "
             f"{stats.n_accepted} accepted and {stats.n_rejected} rejected steps. {retcode.advice}"
         )
-    return Forward(rows[: int(report[_ROWS])], retcode, reached, message, kept)
+    return Forward(rows[: int(report.rows)], retcode, reached, message, kept)
 
 
-def _check_resolution(times: Tensor, dtype: torch.dtype) -> None:
+def _fill(
+    request: Request, problem: Problem, plan: Plan, ours: list[float], sign: float, land: bool
+) -> list[object]:
+    """The plan's part of a request; what is returned must outlive the call."""
+    alive: list[object] = []
+    for name, value in (("abstol", plan.atol), ("reltol", plan.rtol)):
+        if isinstance(value, Tensor):
+            value = value.to(problem.y0).contiguous()
+            alive.append(value)
+            setattr(request, f"{name}_at", value.data_ptr())
+        else:
+            setattr(request, name, value)
+    grid = not plan.adaptive and plan.dt is None  # one step between two times, as torchdiffeq's
+    request.dt = plan.dt or (ours[-1] - ours[0] if grid else 0.0)
+    request.dtmin, request.dtmax = plan.dtmin, plan.dtmax
+    request.adaptive, request.maxiters = plan.adaptive, plan.max_steps
+    request.second_order = plan.method.kind == "nystrom"
+    request.ncheckpoints = plan.checkpoints or 0
+    if plan.stops or land or grid:
+        stops = {sign * t for t in plan.stops} | set(ours if land or grid else ())
+        stops_c = doubles(sorted(s for s in stops if ours[0] < s <= ours[-1]))
+        alive.append(stops_c)
+        request.tstops, request.ntstops = address(stops_c), len(stops_c)
+    if plan.jumps:
+        jumps_c = doubles([sign * t for t in plan.jumps])
+        alive.append(jumps_c)
+        request.jumps, request.njumps = address(jumps_c), len(jumps_c)
+    if problem.mass is not None:
+        mass = problem.mass.to(problem.y0).contiguous()
+        alive.append(mass)
+        request.mass_at, request.brown = mass.data_ptr(), plan.initialization == "brown"
+    return alive
+
+
+def _check_resolution(times: list[float], dtype: torch.dtype) -> None:
     """Julia's time has the dtype of the state: times must stay apart in it."""
-    if dtype == torch.float64 or bool((times.to(dtype).diff() > 0).all()):
-        return
-    raise InvalidArgumentError(
-        f"two of the times are the same number in {dtype}, the dtype of y0 ({PRECISION[dtype]}): "
-        "use a float64 state, or times further apart"
-    )
+    if not bool((torch.tensor(times, dtype=torch.float64).to(dtype).diff() > 0).all()):
+        raise InvalidArgumentError(
+            f"two of the times are the same number in {dtype}, the dtype of y0: use a float64 "
+            "state, or times further apart"
+        )
 
 
 def accepted_steps(runtime: Runtime, kept: Kept, problem: Problem) -> tuple[list[float], Tensor]:

@@ -141,7 +141,7 @@ def check_versions(found: dict[str, str]) -> None:
 def first_lines(error: BaseException, count: int = 6) -> str:
     """What a Julia error says, without its backtrace."""
     text = str(error).split("Stacktrace:")[0].strip()
-    lines = text.splitlines()
+    lines = [line if len(line) < 300 else line[:300] + " ..." for line in text.splitlines()]
     return "\n".join(lines[:count]) + (" ..." if len(lines) > count else "")
 
 

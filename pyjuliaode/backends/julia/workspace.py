@@ -38,8 +38,6 @@ class Workspace:
         self.u, self.du, self.lam, self.gu = (vector(n) for _ in range(4))
         self.gp, self.jac = vector(p), vector(n * n if jacobian else 0)
         self.status = (ctypes.c_int32 * 2)()
-        self.report = torch.zeros(8, dtype=torch.float64)
-        self.report_at = self.report.data_ptr()
         self.error: BaseException | None = None
         self.rhs: RHS | None = None
         self._event_fn: Callable[..., Tensor] | None = None
