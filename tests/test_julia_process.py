@@ -46,9 +46,8 @@ def once(adjoint="gauss"):
 @pytest.mark.parametrize("first", ["torch", "juliacall"])
 def test_both_import_orders_run_and_end_well(first):
     eager = {"PYJULIAODE_EAGER": "1"} if first == "juliacall" else {}
-    done = run(
-        f"{'' if eager else 'import torch'}\n{SOLVE}\nonce(); print('fine', y0.grad.sum())", **eager
-    )
+    start = "import pyjuliaode" if eager else "import torch"
+    done = run(f"{start}\n{SOLVE}\nonce(); print('fine', y0.grad.sum())", **eager)
     assert done.returncode == 0, done.stderr
     assert "fine" in done.stdout
 

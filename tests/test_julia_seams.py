@@ -227,6 +227,7 @@ def bare(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "without_juliacall", lambda: None)
     monkeypatch.setattr(environment, "juliapkg_project", lambda: tmp_path / "env")
     monkeypatch.delitem(sys.modules, "juliacall", raising=False)
+    monkeypatch.setattr("pyjuliaode.backends.julia.backend.started", lambda: None)
     environment.forget()
     yield monkeypatch, tmp_path
     environment.forget()

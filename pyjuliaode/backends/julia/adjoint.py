@@ -97,7 +97,7 @@ class _Continuous(torch.autograd.Function):
         few = plan.checkpoints is not None or plan.adjoint == "backsolve"
         keep = "checkpoints" if few and not task.keep_dense else "dense"
         task.runtime.adjoints()
-        done = run_forward(task.runtime, task.problem, plan, task.stats, keep=keep)
+        done = run_forward(task.runtime, task.problem, plan, task.stats, keep=keep, adjoint=True)
         ctx.runtime, ctx.problem, ctx.plan, ctx.stats = task.runtime, task.problem, plan, task.stats
         ctx.kept, ctx.succeeded = done.kept, done.retcode.successful
         ctx.save_for_backward(done.rows.clone(), y0, t, *params)

@@ -37,8 +37,24 @@ class JuliaBackend:
 
     name = "julia"
 
+    def __init__(self) -> None:
+        self._last: tuple[Solver, AdjointRequest, Plan] | None = None
+
     def missing(self) -> str | None:
-        return missing()
+        return None if started() is not None else missing()
+
+    def _plan(self, problem: Problem, solver: Solver, adjoint: AdjointRequest) -> Plan:
+        """The plan; that of the last solve where nothing in it depends on the problem."""
+        plain = problem.mass is None
+        if plain and self._last is not None:
+            before, request, plan = self._last
+            if before is solver and request == adjoint:
+                return plan
+        plan = Plan.build(problem, solver, adjoint)
+        plain = plain and plan.method.kind != "nystrom"
+        if plain and isinstance(plan.rtol, float) and isinstance(plan.atol, float):
+            self._last = (solver, adjoint, plan)
+        return plan
 
     def versions(self) -> dict[str, str]:
         runtime = started()
@@ -67,7 +83,7 @@ class JuliaBackend:
         """Why this problem cannot be solved here, or None; starts nothing."""
         try:
             _check(problem)
-            Plan.build(problem, solver, adjoint)
+            self._plan(problem, solver, adjoint)
             _check_closure(problem)
         except PyJuliaODEError as error:
             return str(error)
@@ -89,7 +105,7 @@ class JuliaBackend:
             with torch.autocast(device, enabled=False):
                 return self.solve(problem, solver, adjoint, event_fn)
         _check(problem)
-        plan = Plan.build(problem, solver, adjoint)
+        plan = self._plan(problem, solver, adjoint)
         _check_closure(problem)
         stats = SolveStats(method=plan.method.name, adjoint=plan.adjoint, backend=self.name)
         if len(problem.times) == 1:
@@ -185,7 +201,7 @@ def _check(problem: Problem) -> None:
         )
     if y0.numel() == 0:
         raise UnsupportedError("the Julia backend takes no empty state; use backend='torch'")
-    if any(p.is_complex() for p in problem.params):
+    if _wants_gradient(problem) and any(p.is_complex() for p in problem.params):
         raise UnsupportedError("the Julia backend takes real parameters only; use backend='torch'")
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         raise UnsupportedError(

@@ -62,8 +62,12 @@ def run_forward(
     land: bool = False,
     event_fn: Callable[..., Tensor] | None = None,
     nevents: int = 0,
+    adjoint: bool = False,
 ) -> Forward:
-    """Solve. ``keep`` is "", "dense", "steps" or "checkpoints"; ``land``: steps end on times."""
+    """Solve. ``keep`` is "", "dense", "steps" or "checkpoints"; ``land``: steps end on times.
+
+    ``adjoint``: the workspace is going to serve an adjoint too.
+    """
     y0 = problem.y0.detach().contiguous()
     times = problem.times
     sign = 1.0 if times[-1] >= times[0] else -1.0
@@ -78,7 +82,7 @@ def run_forward(
     request.times, request.ntimes = address(times_c), len(ours)
     alive = _fill(request, problem, plan, ours, sign, land)
     request.jacobian, request.nevents = jacobian, nevents
-    workspace = acquire(runtime, problem, jacobian)
+    workspace = acquire(runtime, problem, jacobian, params=adjoint)
     rhs = workspace.bind(problem, sign, event_fn)
     try:
         with workspace.calling():

@@ -62,13 +62,11 @@ class Workspace:
         self.rhs, self.sign, self._event_fn = RHS(problem), sign, event_fn
         self.error = None
         self._destination = self.rhs.destinations(self.du.unsqueeze(0))[0]
-        pieces = self.gp.split([p.numel() for p in problem.params]) if problem.params else ()
-        self._gp = [g.view(p.shape) for g, p in zip(pieces, problem.params, strict=True)]
+        self._gp = None
         return self.rhs
 
     def unbind(self) -> None:
-        self.rhs = self._event_fn = self._destination = None
-        self._gp = []
+        self.rhs = self._event_fn = self._destination = self._gp = None
 
     def _guarded(self, body: Callable[[float], None]) -> Callable[[float], None]:
         status = self.status
@@ -121,6 +119,10 @@ class Workspace:
             torch.mul(value, self.sign, out=target)
 
     def _put_params(self, grads: tuple[Tensor | None, ...]) -> None:
+        if self._gp is None:
+            params = self.rhs.params
+            pieces = self.gp.split([p.numel() for p in params])
+            self._gp = [g.view(p.shape) for g, p in zip(pieces, params, strict=True)]
         for target, g in zip(self._gp, grads, strict=True):
             if g is None:
                 target.zero_()
@@ -150,10 +152,15 @@ class Workspace:
 _idle: dict[Key, list[Workspace]] = {}
 
 
-def acquire(runtime: Runtime, problem: Problem, jacobian: bool = False) -> Workspace:
-    """A workspace of the problem's size that nobody uses: a solve inside a solve has its own."""
+def acquire(
+    runtime: Runtime, problem: Problem, jacobian: bool = False, params: bool = True
+) -> Workspace:
+    """A workspace of the problem's size that nobody uses: a solve inside a solve has its own.
+
+    ``params`` says whether gradients of the parameters are going to be asked for.
+    """
     y0 = problem.y0
-    size = sum(p.numel() for p in problem.params)
+    size = sum(p.numel() for p in problem.params) if params else 0
     key = (y0.numel(), size, y0.dtype, y0.device, jacobian)
     idle = _idle.get(key)
     return idle.pop() if idle else Workspace(runtime, key)
