@@ -13,6 +13,7 @@ from torch import nn
 
 import pyjuliaode as pjo
 from pyjuliaode.backends import AdjointRequest, registered
+from pyjuliaode.backends.julia import backend as julia_backend
 from pyjuliaode.backends.julia import environment
 from pyjuliaode.backends.julia import setup as julia_setup
 from pyjuliaode.backends.julia.methods import find, julia_source, names, table
@@ -227,7 +228,7 @@ def bare(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "without_juliacall", lambda: None)
     monkeypatch.setattr(environment, "juliapkg_project", lambda: tmp_path / "env")
     monkeypatch.delitem(sys.modules, "juliacall", raising=False)
-    monkeypatch.setattr("pyjuliaode.backends.julia.backend.started", lambda: None)
+    monkeypatch.setattr(julia_backend, "started", lambda: None)
     environment.forget()
     yield monkeypatch, tmp_path
     environment.forget()

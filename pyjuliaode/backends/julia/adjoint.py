@@ -63,6 +63,7 @@ class _Direct(torch.autograd.Function):
         keep = "dense" if inside or task.keep_dense else "steps"
         done = run_forward(task.runtime, problem, plan, task.stats, keep=keep, land=land)
         step_t, step_y = accepted_steps(task.runtime, done.kept, problem)
+        done.step_t = step_t
         ctx.steps = Steps(
             task.tableau,
             step_t,

@@ -112,6 +112,9 @@ class JuliaBackend:
             return Result(problem.y0[None], stats, step_t=list(problem.times))
         runtime = get()
         drain(runtime)
+        if device == "cuda":
+            runtime.cuda()
+            _check_backward_thread(problem)
         started = time.perf_counter()
         keep_dense = bool(solver.option("dense", True))
         result = _run(runtime, problem, plan, stats, keep_dense, event_fn)
@@ -157,11 +160,11 @@ def _result(
     kept: Kept | None,
 ) -> Result:
     stats.retcode = done.retcode
-    dense, step_t = None, []
+    dense = None
     if kept is not None and stats.adjoint != "backsolve":
         make = partial(KeptDense, runtime, kept, problem, done.reached)
         dense = UserDense(make, problem.structure)
-    return Result(rows, stats, done.retcode, done.message, step_t, dense)
+    return Result(rows, stats, done.retcode, done.message, done.step_t, dense)
 
 
 def _run_to_event(
@@ -215,6 +218,15 @@ def _check(problem: Problem) -> None:
         raise UnsupportedError(
             f"func has {', '.join(told)}, which the Julia backend does not call; use "
             "backend='torch'"
+        )
+
+
+def _check_backward_thread(problem: Problem) -> None:
+    """With CUDA tensors torch runs backward() in a thread of its own, which cannot call Julia."""
+    if _wants_gradient(problem) and torch._C._is_multithreading_enabled():
+        raise UnsupportedError(
+            "gradients of CUDA tensors by the Julia backend need backward() in this thread: call "
+            "torch.autograd.set_multithreading_enabled(False) first, or use backend='torch'"
         )
 
 

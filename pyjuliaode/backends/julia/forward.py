@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Forward:
         rows: states (T', N) at the requested times that were reached.
         kept: what stays in Julia, or None.
         reached: the user's time that was reached.
+        step_t: times of the accepted steps, where they were asked for.
     """
 
     rows: Tensor
@@ -50,6 +51,7 @@ class Forward:
     reached: float
     message: str = ""
     kept: Kept | None = None
+    step_t: list[float] = field(default_factory=list)
 
 
 def run_forward(

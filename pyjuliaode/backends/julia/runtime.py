@@ -34,7 +34,7 @@ class Runtime:
             setattr(self, name, getattr(self.package, f"{name}_b"))
         # solutions that nobody holds any more: (number, workspace)
         self.released: deque[tuple[int, Any]] = deque()
-        self._adjoints = False
+        self._adjoints = self._cuda = False
         self._tableaus: dict[str, str] = {}
 
     def _require(self, name: str) -> Any:
@@ -71,6 +71,24 @@ class Runtime:
             self.package.load_adjoints()
             check_versions(self.versions())
             self._adjoints = True
+
+    def cuda(self) -> None:
+        """Load CUDA.jl, once; with it comes the sharing of tensors on a GPU.
+
+        Raises:
+            BackendUnavailableError: CUDA.jl is not in the environment.
+        """
+        if not self._cuda:
+            try:
+                self._require("CUDA")
+            except self.error_type as error:
+                raise BackendUnavailableError(
+                    "CUDA tensors need CUDA.jl in the Julia environment: add it with "
+                    "`python -c \"import juliapkg; juliapkg.add('CUDA', "
+                    "'052768ef-5323-5732-b1bb-66c8b64840ba'); juliapkg.resolve()\"`, or use "
+                    "backend='torch'"
+                ) from error
+            self._cuda = True
 
     def versions(self) -> dict[str, str]:
         """Versions of Julia and of the packages that are loaded."""
