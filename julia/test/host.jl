@@ -59,16 +59,17 @@ host_vjp(t::Cdouble)::Cvoid = on_workspace(:vjp) do ws
     ws.du .= rhs_of(ws, t)
     gu, gp = products(ws, t)
     ws.gu .= gu
-    ws.gp .= gp
+    length(ws.gp) == P && (ws.gp .= gp)
 end
 host_jac(t::Cdouble)::Cvoid = on_workspace(:jac) do ws
     W, b, c = unpacked(HOST[].p)
     z = 1 .- tanh.(W * ws.u .+ b .* cos(t)) .^ 2
     ws.jac .= vec(z .* W - c * I)
 end
-host_event(t::Cdouble)::Cvoid = on_workspace(ws -> (ws.gu[1] = ws.u[1] - 0.8), :event)
+host_event(t::Cdouble)::Cvoid = on_workspace(ws -> (ws.gu[1] = ws.u[1] - EVENT_LEVEL[]), :event)
 
 const PARAMETERS = [sin(1.3 * i) for i in 1:P]
+const EVENT_LEVEL = Ref(0.0)
 const START = [1.0, -0.5, 0.3]
 
 "Run `body(host)` with a fresh workspace."

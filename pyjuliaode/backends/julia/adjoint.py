@@ -127,7 +127,8 @@ def _gradient(
     n_rows = grad.shape[0]
     if not bool(grad.isfinite().all()):  # as backpropagation: NaN, for a gradient scaler to see
         return [torch.full_like(x, torch.nan) for x in (rows[0], problem.t, *params)]
-    used = [i for i in range(1, n_rows) if n_rows == 2 or bool(grad[i].any())]
+    carries = (grad != 0).any(dim=1).tolist()
+    used = [i for i in range(1, n_rows) if carries[i]]
     if used:
         lam, dp = _solve_adjoint(ctx, kept, grad, used)
     else:

@@ -10,7 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..._juliacall import load
-from ...errors import BackendError, BackendUnavailableError
+from ...errors import (
+    BackendError,
+    BackendUnavailableError,
+    InvalidArgumentError,
+    PyJuliaODEError,
+)
 from .environment import SETUP, TESTED, missing, numbers
 
 _runtime: Runtime | None = None
@@ -163,6 +168,11 @@ def first_lines(error: BaseException, count: int = 6) -> str:
     return "\n".join(lines[:count]) + (" ..." if len(lines) > count else "")
 
 
-def translated(error: BaseException) -> BackendError:
+def translated(error: BaseException) -> PyJuliaODEError:
     """A Julia error as one of this package's."""
+    if "CheckInitFailureError" in str(error):
+        return InvalidArgumentError(
+            "y0 does not satisfy the algebraic equations, to atol; correct it, or pass "
+            "options={'initialization': 'brown'} to have its algebraic part solved for"
+        )
     return BackendError(f"Julia raised an error: {first_lines(error)}")

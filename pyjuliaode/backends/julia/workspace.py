@@ -15,7 +15,7 @@ from .runtime import Runtime, translated
 
 CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_double)
 PRECISION = {torch.float32: "Float32", torch.float64: "Float64"}
-_KEPT = 4  # idle workspaces of one size
+_KEPT = 16  # idle workspaces, of any size
 
 Key = tuple[int, int, torch.dtype, torch.device, bool]
 
@@ -149,7 +149,7 @@ class Workspace:
             raise kept
 
 
-_idle: dict[Key, list[Workspace]] = {}
+_idle: list[Workspace] = []  # the one used last at the end
 
 
 def acquire(
@@ -162,18 +162,19 @@ def acquire(
     y0 = problem.y0
     size = sum(p.numel() for p in problem.params) if params else 0
     key = (y0.numel(), size, y0.dtype, y0.device, jacobian)
-    idle = _idle.get(key)
-    return idle.pop() if idle else Workspace(runtime, key)
+    for i in reversed(range(len(_idle))):
+        if _idle[i].key == key:
+            return _idle.pop(i)
+    return Workspace(runtime, key)
 
 
 def give_back(workspace: Workspace) -> None:
     """Keep a workspace for the next solve of that size; call in the thread that owns Julia."""
     workspace.unbind()
-    idle = _idle.setdefault(workspace.key, [])
-    if len(idle) < _KEPT:
-        idle.append(workspace)
-    else:
-        workspace.runtime.discard(workspace.id)
+    _idle.append(workspace)
+    if len(_idle) > _KEPT:
+        oldest = _idle.pop(0)
+        oldest.runtime.discard(oldest.id)
 
 
 def drain(runtime: Runtime) -> None:
