@@ -58,10 +58,10 @@ function PyJuliaODE.run_adjoint(
     end
     local du0, dp
     try
-        du0, dp = adjoint_sensitivities(
-            sol, alg; t = ts, dgdu_discrete = Cotangent(rows, n, handle.swapped, row),
-            sensealg = sensealg(kind, asked.checkpointing != 0 || !dense, abstol, reltol),
-            callback = CallbackSet(spy(watch)), verbose = QUIET, options...
+        # by invokelatest, so that nothing is inferred of it here: see gradient_of
+        du0, dp = invokelatest(
+            gradient_of, sol, alg, sensealg(kind, asked.checkpointing != 0 || !dense, abstol, reltol),
+            ts, Cotangent(rows, n, handle.swapped, row), CallbackSet(spy(watch)), options
         )
     finally
         ws.swapped = false
@@ -81,6 +81,16 @@ function PyJuliaODE.run_adjoint(
     ws.nparams > 0 && copyto!(at_address(ws.u, asked.dp, ws.nparams), vec(dp))
     empty!(handle.watch.integrators)
     return "Success"
+end
+
+# Where inference does not know the type of `sensealg` it follows SciMLSensitivity's automatic choice of
+# products as well, through Enzyme and ReverseDiff. That takes seconds, and `ReverseDiff.TrackedArray`
+# has a supertype that contains it: a package image with such a type cannot be loaded (Julia segfaults
+# in must_be_new_dt, JuliaLang/julia issue 62047).
+function gradient_of(sol, alg, sensealg, ts, cotangent, callback, options)
+    return adjoint_sensitivities(
+        sol, alg; t = ts, dgdu_discrete = cotangent, sensealg, callback, verbose = QUIET, options...
+    )
 end
 
 function report_work!(report, ws, watch)

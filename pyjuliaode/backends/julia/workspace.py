@@ -121,7 +121,7 @@ class Workspace:
     def _put_params(self, grads: tuple[Tensor | None, ...]) -> None:
         if self._gp is None:
             params = self.rhs.params
-            pieces = self.gp.split([p.numel() for p in params])
+            pieces = self.gp.split([p.numel() for p in params]) if params else ()
             self._gp = [g.view(p.shape) for g, p in zip(pieces, params, strict=True)]
         for target, g in zip(self._gp, grads, strict=True):
             if g is None:
