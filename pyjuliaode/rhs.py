@@ -94,6 +94,23 @@ class RHS:
         row.copy_(out)
         return False
 
+    def writer(self, row: Tensor, source: Tensor) -> Callable[[float], None]:
+        """A function of t that writes f(t, source) into a destination; call it without gradients.
+
+        The state is copied for the user's module, which may keep it, while ``source`` is a buffer.
+        """
+        func, shape, make = self.func, self._shape, torch.scalar_tensor
+        dtype, device = self.time_dtype, self.device
+
+        def write(t: float) -> None:
+            if shape is None or not self._checked:
+                row.copy_(self(t, source.clone()).view_as(row))
+                return
+            self.nfe += 1
+            row.copy_(func(make(t, dtype=dtype, device=device), source.clone().view(shape)))
+
+        return write
+
     def vjp(
         self, t: Time, y: Tensor, cotangent: Tensor, state: bool = True, params: bool = True
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:

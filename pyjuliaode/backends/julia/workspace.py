@@ -61,12 +61,12 @@ class Workspace:
         """Serve this problem until the next one; Julia's time is ``sign`` times the user's."""
         self.rhs, self.sign, self._event_fn = RHS(problem), sign, event_fn
         self.error = None
-        self._destination = self.rhs.destinations(self.du.unsqueeze(0))[0]
+        self._write = self.rhs.writer(self.rhs.destinations(self.du.unsqueeze(0))[0], self.u)
         self._gp = None
         return self.rhs
 
     def unbind(self) -> None:
-        self.rhs = self._event_fn = self._destination = self._gp = None
+        self.rhs = self._event_fn = self._write = self._gp = None
 
     def _guarded(self, body: Callable[[float], None]) -> Callable[[float], None]:
         status = self.status
@@ -84,8 +84,7 @@ class Workspace:
     # The state is copied for the user's module, which may keep it: the vector is overwritten.
 
     def _rhs(self, t: float) -> None:
-        rhs = self.rhs
-        rhs.into(self._destination, rhs.time(self.sign * t), self.u.clone())
+        self._write(self.sign * t)
         if self.sign < 0:
             self.du.neg_()
 
