@@ -462,3 +462,13 @@ def test_a_replay_is_remembered_under_autocast_too():
         again = pjo.solve(field, y0, [0.0, 1.0], tight).stats
     assert first.adjoint == again.adjoint == "direct (replay)"
     assert again.nfe_forward < first.nfe_forward
+
+
+def test_a_replay_that_does_not_repeat_is_an_error():
+    """Dropout gives other values at the same point: replayed steps are not those of the solve."""
+    func = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 4)).to(F64)
+    model = pjo.NeuralODE(pjo.NODE(func), solver=solver("replay", 1e-3))
+    with pytest.raises(pjo.UnsupportedError, match="dropout"):
+        model(torch.randn(3, 4, dtype=F64)).sum().backward()
+    func.eval()
+    model(torch.randn(3, 4, dtype=F64)).sum().backward()

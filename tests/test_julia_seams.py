@@ -168,6 +168,9 @@ def test_forms_without_a_constraint_have_no_mass_matrix_form():
 
 
 def test_masses_are_checked():
+    given = pjo.SemiExplicitDAE(lambda t, y: -y, torch.tensor([1.0, 0.0]))
+    solver = pjo.Solver("Rodas5P", backend="julia", options={"jacobian": False})
+    assert "wrong in silence" in refusal(problem(given), solver)
     for mass, message in (
         (torch.ones(3), "does not fit"),
         (torch.tensor([1.0, torch.inf]), "finite"),

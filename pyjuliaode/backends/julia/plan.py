@@ -96,6 +96,11 @@ class Plan:
                 f"method {solver.method!r} takes no mass matrix; use method='Rodas5P', 'FBDF' or "
                 "'RadauIIA5'"
             )
+        if problem.mass is not None and not options.get("jacobian", True):
+            raise UnsupportedError(
+                "options={'jacobian': False}: without a Jacobian that is told the time, gradients "
+                "of a system with a mass matrix come out wrong in silence; leave the option out"
+            )
         if method.kind == "nystrom" and not problem.second_order:
             raise UnsupportedError(
                 f"method {solver.method!r} solves h'' = f(t, h, h') and needs a state (h, h') "
