@@ -496,7 +496,7 @@ def work_precision_figure(problems: Sequence[Problem], rows: Sequence[Row], path
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
-    figure = Figure(figsize=(11, 4.4 * len(problems)), layout="constrained")
+    figure = Figure(figsize=(11, 4.9 * len(problems)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(problems), 2, squeeze=False)
     for row, problem in zip(axes, problems, strict=True):
@@ -511,7 +511,7 @@ def work_precision_figure(problems: Sequence[Problem], rows: Sequence[Row], path
             ax.title.set_fontsize(9)
             ax.grid(True, which="major", alpha=0.3)
             # below the axes: inside, it hides a curve wherever the measurements put one
-            ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
+            ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     figure.savefig(path, dpi=150)
 
 

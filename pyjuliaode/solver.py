@@ -21,10 +21,13 @@ class Solver:
         rtol, atol: relative and absolute tolerance of adaptive methods (numbers, tensors of the
             state's shape, or tuples of these for a tuple state).
         adjoint: how gradients are found: "auto", "direct" (discrete: exact gradient of the steps
-            that were taken), "backsolve", "interpolating", "gauss". "auto" is "direct"; it keeps
-            the autograd graph while that is small and replays the accepted steps otherwise.
-        backend: "auto", "torch" or "julia". "auto" is Julia where its environment is ready, else
-            torch.
+            that were taken), "backsolve", "interpolating", "gauss", "quadrature" (Julia). "auto"
+            is "direct"; in torch it keeps the autograd graph while that is small and replays the
+            accepted steps otherwise. In Julia "direct" always replays, and "auto" is "gauss" for
+            methods that are not explicit Runge-Kutta.
+        backend: "auto", "torch" or "julia". "auto" is Julia where its environment is ready and
+            the problem is one that Julia takes, else torch; the environment variable
+            PYJULIAODE_BACKEND names another meaning.
         dt: first step of adaptive methods, the step of fixed ones (default: one step between
             two requested times).
         max_steps: the most attempted steps before the solve ends with retcode MaxIters.
@@ -38,7 +41,12 @@ class Solver:
             evaluate and larger; False keeps nothing), ``checkpoint`` (True: "direct" replays the
             accepted steps; False: it keeps the graph), ``graph_memory`` (bytes, default 2**30:
             where "auto" changes from one to the other), ``per_sample`` and ``batch_dim`` (own step
-            sizes for every sample).
+            sizes for every sample). The Julia backend takes ``first_step``, ``min_step``,
+            ``max_step``, ``step_size``, ``step_t``, ``jump_t``, ``dense`` and of its own
+            ``checkpoints`` (states that a continuous adjoint keeps instead of all steps),
+            ``jacobian`` (False: finite differences instead of torch's), ``form="mass_matrix"``
+            (of a Nesterov model) and ``initialization`` ("check", or "brown": solve for the
+            algebraic part of y0).
 
     Raises:
         InvalidArgumentError: a value out of range, or an unknown adjoint.
