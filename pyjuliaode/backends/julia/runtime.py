@@ -170,7 +170,7 @@ def first_lines(error: BaseException, count: int = 6) -> str:
 
 def translated(error: BaseException) -> PyJuliaODEError:
     """A Julia error as one of this package's."""
-    if "CheckInitFailureError" in str(error):
+    if "DAE initialization failed" in str(error):
         return InvalidArgumentError(
             "y0 does not satisfy the algebraic equations, to atol; correct it, or pass "
             "options={'initialization': 'brown'} to have its algebraic part solved for"
