@@ -66,7 +66,8 @@ def _resolve(say: Say) -> tuple[str, str]:
         juliapkg.resolve()
     except Exception as error:
         raise BackendUnavailableError(
-            f"juliapkg could not resolve the environment: {error}. It needs the network once; "
+            f"juliapkg could not resolve the environment ({type(error).__name__}; Julia's message "
+            "is above). It needs the network once; "
             "without one, build an environment elsewhere and name it by PYTHON_JULIACALL_EXE and "
             "PYTHON_JULIACALL_PROJECT"
         ) from error
