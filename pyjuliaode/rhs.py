@@ -141,8 +141,9 @@ class RHS:
     def jacobian(self, t: Time, y: Tensor) -> Tensor:
         """df/dy, (N, N): all rows by one vectorised product, or one by one where that fails."""
         self.n_jacobians += 1
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
+        # inference mode has no gradients to enable, and a state made in it can have none
+        with torch.inference_mode(False), torch.enable_grad():
+            y = y.detach().clone().requires_grad_()
             out = self.structure.pack(self.func(self.time(t), self.structure.unpack(y)))
             if not out.requires_grad:
                 return y.new_zeros(y.numel(), y.numel())

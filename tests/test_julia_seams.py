@@ -217,6 +217,9 @@ def test_the_jacobian_of_a_field_by_one_vectorised_product_and_one_by_one():
     wanted = torch.func.jacrev(lambda y: field(torch.tensor(0.3, dtype=F64), y))(y0).reshape(6, 6)
     assert torch.allclose(rhs.jacobian(0.3, y0.reshape(-1)), wanted, rtol=1e-12)
     assert rhs.n_jacobians == 1
+    with torch.inference_mode():
+        inside = rhs.jacobian(0.3, y0.reshape(-1).clone())
+    assert torch.allclose(inside, wanted, rtol=1e-12)
 
 
 # --------------------------------------------------------------------------------- environment

@@ -341,6 +341,21 @@ def test_a_solve_inside_a_solve():
     assert torch.allclose(y, torch.full_like(y, math.exp(-1)), rtol=1e-6)
 
 
+def test_a_first_solve_in_inference_mode_and_one_after_it():
+    field, y0 = Field(), torch.randn(5, 2, dtype=F64)  # a size of its own: a new workspace
+    with torch.inference_mode():
+        inside = pjo.solve(field, y0, [0.0, 1.0], julia()).y
+    with torch.no_grad():
+        after = pjo.solve(field, y0, [0.0, 1.0], julia()).y
+    assert torch.equal(inside, after)
+    with torch.inference_mode():
+        stiff = pjo.solve(field, y0, [0.0, 1.0], julia("Rodas5P", 1e-6))
+    with torch.no_grad():  # a Jacobian of zeros would cost steps
+        again = pjo.solve(field, y0, [0.0, 1.0], julia("Rodas5P", 1e-6))
+    assert stiff.stats.n_accepted == again.stats.n_accepted
+    assert torch.equal(stiff.y, again.y)
+
+
 def test_events():
     """A ball from a height of 10 m: on the ground after sqrt(20 / 9.81) s."""
 

@@ -35,8 +35,9 @@ class Workspace:
         def vector(size: int) -> Tensor:
             return torch.zeros(max(size, 1), dtype=dtype, device=device)
 
-        self.u, self.du, self.lam, self.gu = (vector(n) for _ in range(4))
-        self.gp, self.jac = vector(p), vector(n * n if jacobian else 0)
+        with torch.inference_mode(False):  # made there they could be written there only
+            self.u, self.du, self.lam, self.gu = (vector(n) for _ in range(4))
+            self.gp, self.jac = vector(p), vector(n * n if jacobian else 0)
         self.status = (ctypes.c_int32 * 2)()
         self.error: BaseException | None = None
         self.rhs: RHS | None = None
