@@ -291,6 +291,15 @@ def test_discontinuities_and_stops_are_met():
     assert float(y[-1]) == pytest.approx(-0.5, abs=1e-7)
 
 
+def test_a_least_step_is_taken_whatever_its_error():
+    """As in torchdiffeq: min_step bounds the steps, it does not end the solve."""
+    y0, t = torch.ones(2, dtype=F64), [0.0, 1.0]
+    with torch.no_grad():
+        sol = pjo.solve(lambda t, y: -50 * y, y0, t, julia(tol=1e-12, options={"min_step": 0.05}))
+    assert sol.retcode is pjo.Retcode.SUCCESS
+    assert sol.stats.n_accepted <= 21
+
+
 @pytest.mark.parametrize("method", ["dopri5", "Rodas5P"])
 def test_failures_say_how_far_the_solve_came(method):
     """y' = y^2 blows up at t = 1."""

@@ -8,7 +8,8 @@ Addresses are of the host's memory; 0 stands for "none".
 
 - `y0` (N numbers), `times` (`ntimes` Float64, strictly ascending), `out` (N x ntimes numbers)
 - `abstol`, `reltol`, or addresses of N numbers `abstol_at`, `reltol_at`
-- `dt`, `dtmin`, `dtmax` (0: the solver's own), `adaptive`, `maxiters`
+- `dt`, `dtmin`, `dtmax` (0: the solver's own), `adaptive`, `maxiters`; a step of `dtmin` is accepted
+  whatever its error
 - `tstops`, `ntstops`: times on which a step has to end; `jumps`, `njumps`: discontinuities
 - `jacobian`: the host gives Jacobians; `mass_at`: diagonal of a mass matrix; `brown`: solve for
   consistent initial values of such a system rather than check them
@@ -138,13 +139,14 @@ function solve_with(problem, alg, s::Stepping; kwargs...)
         return SciMLBase.solve(
             problem, alg; s.abstol, s.reltol, s.dt, s.dtmin, s.dtmax, s.adaptive, s.maxiters,
             s.tstops, d_discontinuities = s.jumps, s.saveat, save_everystep = s.everystep,
-            save_start = true, save_end = true, s.dense, verbose = QUIET, kwargs...
+            save_start = true, save_end = true, s.dense, force_dtmin = s.dtmin > 0, verbose = QUIET,
+            kwargs...
         )
     end
     return SciMLBase.solve(
         problem, alg; s.abstol, s.reltol, s.dtmin, s.dtmax, s.adaptive, s.maxiters, s.tstops,
         d_discontinuities = s.jumps, s.saveat, save_everystep = s.everystep, save_start = true,
-        save_end = true, s.dense, verbose = QUIET, kwargs...
+        save_end = true, s.dense, force_dtmin = s.dtmin > 0, verbose = QUIET, kwargs...
     )
 end
 

@@ -29,7 +29,11 @@ from .tableau import tableau_of
 from .workspace import PRECISION, drain
 
 _facts = PerFunction()
-_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+_CALLBACKS = tuple(
+    f"callback_{what}{side}"
+    for what in ("step", "accept_step", "reject_step")
+    for side in ("", "_adjoint")
+)
 
 
 class JuliaBackend:
