@@ -317,19 +317,10 @@ def warmup(adjoint: str = "gauss", method: str = "tsit5") -> dict[str, float]:
     seconds["solve"] = time.perf_counter() - before
     before = time.perf_counter()
     with torch.enable_grad():
-        y = solve(_Autonomous(field), y0, t, solver).y
+        y = solve(lambda t, y: field(y), y0, t, solver, params=tuple(field.parameters())).y
         y[-1].sum().backward()
     seconds["gradient"] = time.perf_counter() - before
     return seconds
-
-
-class _Autonomous(nn.Module):
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.net(y)
 
 
 def backends() -> dict[str, dict[str, Any]]:

@@ -17,12 +17,12 @@ using ADTypes: AutoFiniteDiff
 using ConstructionBase: setproperties
 using DiffEqBase: DiffEqBase
 using LinearAlgebra: Diagonal
-using OrdinaryDiffEqCore: OrdinaryDiffEqCore, isadaptive
+using OrdinaryDiffEqCore: OrdinaryDiffEqCore
 using OrdinaryDiffEqLowOrderRK: OrdinaryDiffEqLowOrderRK
 using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5
 using PrecompileTools: @compile_workload, @setup_workload
 using RecursiveArrayTools: ArrayPartition
-using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DiscreteCallback,
+using SciMLBase: SciMLBase, DiscreteCallback,
     DynamicalODEFunction, DynamicalODEProblem, FullSpecialize, ODEFunction, ODEProblem,
     VectorContinuousCallback, successful_retcode, terminate!
 using SciMLLogging: SciMLLogging

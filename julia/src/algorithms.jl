@@ -73,5 +73,3 @@ end
 function is_implicit(name::String)
     return method_of(first(split_name(name))).kind in (:implicit, :auto, :default)
 end
-
-is_nystrom(name::String) = method_of(first(split_name(name))).kind === :nystrom

@@ -100,7 +100,7 @@ class _Continuous(torch.autograd.Function):
         task.runtime.adjoints()
         done = run_forward(task.runtime, task.problem, plan, task.stats, keep=keep, adjoint=True)
         ctx.runtime, ctx.problem, ctx.plan, ctx.stats = task.runtime, task.problem, plan, task.stats
-        ctx.kept, ctx.succeeded = done.kept, done.retcode.successful
+        ctx.kept = done.kept
         ctx.save_for_backward(done.rows.clone(), y0, t, *params)
         task.forward = done
         return done.rows

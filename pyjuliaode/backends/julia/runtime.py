@@ -40,7 +40,6 @@ class Runtime:
         # solutions that nobody holds any more: (number, workspace)
         self.released: deque[tuple[int, Any]] = deque()
         self._adjoints = self._cuda = False
-        self._tableaus: dict[str, str] = {}
 
     def _require(self, name: str) -> Any:
         base = self._main.Base
@@ -99,12 +98,6 @@ class Runtime:
         """Versions of Julia and of the packages that are loaded."""
         lines = str(self.package.versions()).splitlines()
         return dict(line.split(" ", 1) for line in lines)
-
-    def tableau(self, method: str) -> str:
-        """A method's tableau as text; empty where it has none."""
-        if method not in self._tableaus:
-            self._tableaus[method] = str(self.package.tableau(method))
-        return self._tableaus[method]
 
 
 def started() -> Runtime | None:

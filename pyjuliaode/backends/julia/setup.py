@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ...errors import BackendUnavailableError, InvalidArgumentError
 from . import environment
@@ -67,23 +68,27 @@ def _resolve(say: Say) -> tuple[str, str]:
     except Exception as error:
         raise BackendUnavailableError(
             f"juliapkg could not resolve the environment ({type(error).__name__}; Julia's message "
-            "is above). It needs the network once; "
-            "without one, build an environment elsewhere and name it by PYTHON_JULIACALL_EXE and "
-            "PYTHON_JULIACALL_PROJECT"
+            "is above). It needs the network once; without one, build an environment elsewhere "
+            "and name it by PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT"
         ) from error
     return juliapkg.executable(), juliapkg.project()
 
 
 def _check(exe: str, project: str) -> str:
-    env = {**os.environ, "JULIA_PYTHONCALL_EXE": sys.executable, "JULIA_CONDAPKG_BACKEND": "Null"}
-    command = [exe, f"--project={project}", "--startup-file=no", "-e", _CHECK]
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+    done = _julia(exe, project, "-e", _CHECK, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise BackendUnavailableError(
             f"Julia could not load the packages (its message is above); tried: {exe} "
             f"--project={project}"
         )
     return done.stdout.strip()
+
+
+def _julia(exe: str, project: str, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess:
+    """Run Julia in the environment, for this Python."""
+    env = {**os.environ, "JULIA_PYTHONCALL_EXE": sys.executable, "JULIA_CONDAPKG_BACKEND": "Null"}
+    command = [exe, f"--project={project}", "--startup-file=no", *arguments]
+    return subprocess.run(command, env=env, **kwargs)
 
 
 def _mark(project: Path) -> None:
@@ -112,10 +117,8 @@ def build_sysimage(path: Path, say: Say = print) -> Path:
     script = julia_source() / "sysimage.jl"
     partial = path.with_name(path.name + ".part" + path.suffix)
     say(f"building {path} (ten minutes and more)")
-    command = [exe, f"--project={project}", "--startup-file=no", str(script), str(partial)]
-    env = {**os.environ, "JULIA_PYTHONCALL_EXE": sys.executable, "JULIA_CONDAPKG_BACKEND": "Null"}
     try:
-        done = subprocess.run(command, env=env)
+        done = _julia(exe, project, str(script), str(partial))
         if done.returncode != 0:
             raise BackendUnavailableError(
                 "PackageCompiler failed (its message is above). Where it is missing: "
