@@ -99,15 +99,15 @@ class RHS:
 
         The state is copied for the user's module, which may keep it, while ``source`` is a buffer.
         """
-        func, shape, make = self.func, self._shape, torch.scalar_tensor
-        dtype, device = self.time_dtype, self.device
+        func, make, dtype, device = self.func, torch.scalar_tensor, self.time_dtype, self.device
+        state = None if self._shape is None else source.view(self._shape)
 
         def write(t: float) -> None:
-            if shape is None or not self._checked:
+            if state is None or not self._checked:
                 row.copy_(self(t, source.clone()).view_as(row))
                 return
             self.nfe += 1
-            row.copy_(func(make(t, dtype=dtype, device=device), source.clone().view(shape)))
+            row.copy_(func(make(t, dtype=dtype, device=device), state.clone()))
 
         return write
 
@@ -120,23 +120,29 @@ class RHS:
         """
         self.n_vjp += 1
         wanted = self.params if params else ()
+        shape = self._shape
+        # a tensor state is viewed before its graph begins, which then has no views in it
+        y = y.detach() if shape is None else y.detach().view(shape)
         with torch.enable_grad():
-            y = y.detach()
             if state:
                 y.requires_grad_()
-            out = self.structure.pack(self.func(self.time(t), self.structure.unpack(y)))
+            if shape is None:
+                out = self.structure.pack(self.func(self.time(t), self.structure.unpack(y)))
+            else:
+                out, cotangent = self.func(self.time(t), y), cotangent.view(shape)
+            value = out.detach().reshape(-1)
             if not out.requires_grad:
-                return out, None, (None,) * len(wanted)
+                return value, None, (None,) * len(wanted)
             if self.inspect is not None:
                 self.inspect(out, y)
                 self.inspect = None
             inputs = (y, *wanted) if state else wanted
             if not inputs:
-                return out.detach(), None, ()
+                return value, None, ()
             grads = torch.autograd.grad(out, inputs, cotangent, allow_unused=True)
-        if state:
-            return out.detach(), grads[0], grads[1:]
-        return out.detach(), None, grads
+        if not state:
+            return value, None, grads
+        return value, None if grads[0] is None else grads[0].reshape(-1), grads[1:]
 
     def jacobian(self, t: Time, y: Tensor) -> Tensor:
         """df/dy, (N, N): all rows by one vectorised product, or one by one where that fails."""

@@ -29,6 +29,8 @@ from .tableau import tableau_of
 from .workspace import PRECISION, drain
 
 _facts = PerFunction()
+_PLAIN = frozenset((str, int, float, bool, type(None)))
+_REMEMBERED = 64
 _CALLBACKS = tuple(
     f"callback_{what}{side}"
     for what in ("step", "accept_step", "reject_step")
@@ -42,22 +44,27 @@ class JuliaBackend:
     name = "julia"
 
     def __init__(self) -> None:
-        self._last: tuple[Solver, AdjointRequest, Plan] | None = None
+        self._plans: dict[tuple[object, ...], Plan] = {}
 
     def missing(self) -> str | None:
         return None if started() is not None else missing()
 
     def _plan(self, problem: Problem, solver: Solver, adjoint: AdjointRequest) -> Plan:
-        """The plan; that of the last solve where nothing in it depends on the problem."""
-        plain = problem.mass is None
-        if plain and self._last is not None:
-            before, request, plan = self._last
-            if before is solver and request == adjoint:
-                return plan
-        plan = Plan.build(problem, solver, adjoint)
-        plain = plain and plan.method.kind != "nystrom"
-        if plain and isinstance(plan.rtol, float) and isinstance(plan.atol, float):
-            self._last = (solver, adjoint, plan)
+        """The plan; a remembered one where it depends on numbers and names alone."""
+        key = (
+            *(solver.method, solver.rtol, solver.atol, solver.adjoint, solver.dt),
+            *(solver.max_steps, solver.adjoint_rtol, solver.adjoint_atol, adjoint.method),
+            *(problem.mass is None, problem.second_order),
+            *(() if solver.options is None else (x for o in solver.options.items() for x in o)),
+        )
+        if adjoint.options or not _PLAIN.issuperset(map(type, key)):
+            return Plan.build(problem, solver, adjoint)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = Plan.build(problem, solver, adjoint)
+            if len(self._plans) >= _REMEMBERED:
+                self._plans.clear()
+            self._plans[key] = plan
         return plan
 
     def versions(self) -> dict[str, str]:

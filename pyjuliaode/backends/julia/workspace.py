@@ -123,11 +123,16 @@ class Workspace:
             params = self.rhs.params
             pieces = self.gp.split([p.numel() for p in params]) if params else ()
             self._gp = [g.view(p.shape) for g, p in zip(pieces, params, strict=True)]
-        for target, g in zip(self._gp, grads, strict=True):
-            if g is None:
-                target.zero_()
-            else:
-                torch.mul(g, self.sign, out=target)
+        if grads and all(g is not None for g in grads):
+            torch._foreach_copy_(self._gp, grads)
+        else:
+            for target, g in zip(self._gp, grads, strict=True):
+                if g is None:
+                    target.zero_()
+                else:
+                    target.copy_(g)
+        if self.sign < 0:
+            self.gp.neg_()
 
     @contextmanager
     def calling(self) -> Iterator[None]:
