@@ -18,7 +18,8 @@ class SemiExplicitDAE(nn.Module):
     variables (their Jacobian with respect to these is invertible). y0 has to satisfy them, or
     ``options={"initialization": "brown"}`` has its algebraic part solved for. Gradients with
     respect to y0 are those of the differential variables; they are zero for algebraic ones.
-    The Julia backend solves it, with implicit methods: "Rodas5P", "FBDF", "RadauIIA5".
+    The Julia backend solves it, with implicit methods: "Rodas5P" and "FBDF", and without
+    gradients others such as "RadauIIA5".
 
     Arguments:
         func: ``func(t, y)``, a module or callable, of the structure of y0.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .backends import AdjointRequest, Result, backend_for
+from .errors import UnsupportedError
 from .problem import Problem, State
 from .rhs import RHS
 from .solution import Solution
@@ -40,6 +41,11 @@ def solve_event(
     The gradient of the event's time is that of the implicit function theorem on
     event_fn(t, y(t)) = 0. Without an event within the times this is an ordinary solve.
     """
+    tracked = problem.y0.requires_grad or problem.t.requires_grad or bool(problem.params)
+    if problem.mass is not None and tracked and torch.is_grad_enabled():
+        raise UnsupportedError(
+            "events of a system with a mass matrix have no gradient; solve under torch.no_grad()"
+        )
     backend = backend_for(problem, solver, adjoint, event_fn)
     with torch.no_grad():
         found = backend.solve(problem, solver, adjoint, event_fn)

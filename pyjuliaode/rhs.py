@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .errors import GradientWarning, InvalidArgumentError, warn
+from .errors import GradientWarning, InvalidArgumentError, UnsupportedError, warn
 from .problem import Problem
 
 Time = float | Tensor
@@ -191,11 +191,14 @@ def saved_bytes(root: Tensor, origin: Tensor) -> int:
     return total
 
 
-def unlisted_leaves(problem: Problem, root: Tensor, origin: Tensor) -> list[Tensor]:
+def unlisted_leaves(
+    problem: Problem, root: Tensor, origin: Tensor, *listed: Tensor
+) -> list[Tensor]:
     """Leaves that require a gradient, on which ``root`` depends other than through ``origin``,
-    and which are not among the problem's parameters: their gradient would be lost.
+    and which are neither ``listed`` nor among the problem's parameters: their gradient would be
+    lost.
     """
-    known = {id(p) for p in (*problem.params, origin)}
+    known = {id(p) for p in (*problem.params, *listed, origin)}
     seen, found = {origin.grad_fn}, []
     stack = [root.grad_fn]
     while stack:
@@ -222,6 +225,18 @@ def warn_of_lost_gradients(problem: Problem, root: Tensor, origin: Tensor) -> No
             "register them as parameters, or use adjoint='direct' with options={'checkpoint': "
             "False}.",
             GradientWarning,
+        )
+
+
+def refuse_lost_gradients(problem: Problem, root: Tensor, origin: Tensor, *listed: Tensor) -> None:
+    """Raise where tensors that were not known at the solve would get no gradient."""
+    if problem.explicit_params is not None or not root.requires_grad:
+        return
+    if lost := unlisted_leaves(problem, root, origin, *listed):
+        raise UnsupportedError(
+            f"func depends on {len(lost)} tensor(s) that require a gradient but are not among its "
+            f"parameters (shapes {[tuple(x.shape) for x in lost]}): they would get no gradient. "
+            "Pass them in params (adjoint_params), or use backend='torch' with adjoint='direct'"
         )
 
 

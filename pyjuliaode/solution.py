@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from torch import Tensor
 
@@ -148,6 +149,10 @@ class Solution:
                 "method and without options={'dense': False}, or ask for the times in t"
             )
         return self.dense(t)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy or a pickle: all but the dense output, which belongs to a running solver."""
+        return {**vars(self), "dense": None}
 
     def raise_if_failed(self) -> Solution:
         """Return self, or raise :class:`SolverError` that carries this partial solution."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+import weakref
 
 import pytest
 import torch
@@ -110,8 +112,56 @@ def test_fixed_steps_with_continuous_adjoints(adjoint):
     y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
     t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
     inputs = [y0, *field.parameters()]
-    y = pjo.solve(field, y0, t, julia("tsit5", 1e-8, adjoint, step_size=0.025)).y
+    y = pjo.solve(field, y0, t, julia("Tsit5", 1e-8, adjoint, step_size=0.025)).y
     assert relative_error(gradients(y, inputs), reference(field, y0, t, inputs)) < 1e-6
+
+
+@pytest.mark.parametrize("adjoint", CONTINUOUS)
+def test_steps_on_a_grid_of_times_go_back_on_the_same_grid(adjoint):
+    """rk4 without a step size and a loss on the last of 41 times: one step back is 10 % wrong."""
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.linspace(0, 2, 41, dtype=F64)
+    inputs = [y0, *field.parameters()]
+    wanted = gradients(pjo.solve(field, y0, t, julia("rk4", adjoint="direct")).y[-1:], inputs)
+    y = pjo.solve(field, y0, t, julia("rk4", adjoint=adjoint)).y
+    # a cubic interpolant of the forward solve at h = 0.05
+    assert relative_error(gradients(y[-1:], inputs), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("method", ["FBDF", "QNDF", "RadauIIA5", "KenCarp4", "ROCK4"])
+def test_auto_is_right_for_methods_that_cannot_be_replayed(method):
+    """To 1e-5 at tolerance 1e-8: the forward solve's own error."""
+    field = Field()
+    y0 = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 0.7, 2.0], dtype=F64)
+    inputs = [y0, *field.parameters()]
+    y = pjo.solve(field, y0, t, julia(method, 1e-8)).y
+    assert relative_error(gradients(y, inputs), reference(field, y0, t, inputs)) < 1e-5
+
+
+@pytest.mark.parametrize("adjoint", CONTINUOUS)
+def test_gradients_across_a_discontinuity(adjoint):
+    """y' = k1 y before t = 1/2 and k2 y from then on, whichever side 1/2 itself belongs to."""
+
+    class Switched(nn.Module):
+        def __init__(self, at):
+            super().__init__()
+            self.k, self.at = nn.Parameter(torch.tensor([0.7, -2.0], dtype=F64)), at
+
+        def forward(self, t, y):
+            late = t >= 0.5 if self.at else t > 0.5
+            return torch.where(late, self.k[1], self.k[0]) * y
+
+    for at in (True, False):
+        func = Switched(at)
+        y0 = torch.tensor([1.5], dtype=F64, requires_grad=True)
+        options = {"jump_t": torch.tensor([0.5])}
+        y = pjo.solve(func, y0, [0.0, 1.0], julia("tsit5", 1e-9, adjoint, **options)).y
+        g0, gk = torch.autograd.grad(y[-1].sum(), [y0, func.k])
+        end = 1.5 * math.exp((0.7 - 2.0) / 2)
+        assert float(g0) == pytest.approx(end / 1.5, rel=1e-7)
+        assert gk.tolist() == pytest.approx([end / 2, end / 2], rel=1e-6)
 
 
 @pytest.mark.parametrize("adjoint", ["gauss", "interpolating"])
@@ -291,6 +341,102 @@ def test_gradients_of_a_dae_are_zero_for_its_algebraic_part():
     assert float(a) == pytest.approx(-0.5, rel=1e-6)
 
 
+def test_what_has_no_gradient_in_a_dae_is_refused():
+    class Own(nn.Module):
+        def forward(self, t, y):
+            return torch.stack((-y[1], y[1] - (1 + t) * y[0] ** 2))
+
+    dae = pjo.SemiExplicitDAE(Own(), torch.tensor([1.0, 0.0]))
+    y0 = torch.ones(2, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 1.0], dtype=F64, requires_grad=True)
+    with pytest.raises(pjo.UnsupportedError, match=r"t\.detach"):
+        pjo.solve(dae, y0, t, julia("Rodas5P"))
+    off = torch.tensor([1.0, 0.3], dtype=F64, requires_grad=True)
+    y = pjo.solve(dae, off, [0.0, 1.0], julia("Rodas5P", initialization="brown")).y
+    with pytest.raises(pjo.UnsupportedError, match=r"t\[0\]"):
+        y.sum().backward(retain_graph=True)
+    y[1].sum().backward()
+    assert off.grad[0] != 0
+    assert off.grad[1] == 0
+
+
+@pytest.mark.parametrize("method", ["Rodas4", "FBDF", "QNDF"])
+def test_which_methods_have_gradients_of_a_dae(method):
+    """y' = -a z, 0 = z - y^2, as above."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(1.0, dtype=F64))
+
+        def forward(self, t, y):
+            return torch.stack((-self.a * y[1], y[1] - y[0] ** 2))
+
+    dae = pjo.SemiExplicitDAE(Own(), torch.tensor([1.0, 0.0]))
+    start, t = torch.ones(2, dtype=F64), [0.0, 1.0]
+    y = pjo.solve(dae, start, t, julia(method, 1e-7, "gauss")).y
+    (a,) = torch.autograd.grad(y[-1].sum(), dae.func.a)
+    assert float(a) == pytest.approx(-0.5, rel=1e-5)
+    with pytest.raises(pjo.UnsupportedError, match="Rodas5P"):
+        pjo.solve(dae, start, t, julia("RadauIIA5", 1e-7, "gauss"))
+    with torch.no_grad():
+        assert pjo.solve(dae, start, t, julia("RadauIIA5", 1e-7)).y.isfinite().all()
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_a_gradient_that_would_be_lost_is_refused(adjoint, monkeypatch):
+    """Conditioning set as an attribute, first without a gradient and then with one."""
+
+    class Conditioned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.context = Field(), torch.zeros(2, dtype=F64)
+
+        def forward(self, t, y):
+            return self.net(t, y) + self.context
+
+    func, encoder, y0 = Conditioned(), nn.Linear(2, 2).to(F64), torch.randn(3, 2, dtype=F64)
+    pjo.solve(func, y0, [0.0, 1.0], julia(adjoint=adjoint)).y[-1].sum().backward()
+    func.context = encoder(torch.ones(2, dtype=F64))
+    y = pjo.solve(func, y0, [0.0, 1.0], julia(adjoint=adjoint)).y
+    with pytest.raises(pjo.UnsupportedError, match="among its"):
+        y[-1].sum().backward()
+    monkeypatch.delenv("PYJULIAODE_BACKEND")
+    # "auto" goes to torch, where nothing is lost
+    fresh = Conditioned()
+    fresh.context = func.context
+    sol = pjo.solve(fresh, y0, [0.0, 1.0], pjo.Solver(backend="auto"))
+    sol.y[-1].sum().backward()
+    assert sol.stats.backend == "torch"
+    assert encoder.weight.grad is not None
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_autocast_around_backward_rounds_nothing(adjoint):
+    net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
+    func, y0 = pjo.NODE(net), torch.randn(3, 2)
+    found = []
+    for enabled in (False, True):
+        net.zero_grad()
+        loss = pjo.solve(func, y0, [0.0, 1.0], julia("tsit5", 1e-5, adjoint)).y[-1].sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss.backward()
+        found.append([p.grad.clone() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_what_a_failed_solve_reached_can_be_replayed():
+    """y' = k y^2 blows up at 1; d y(1/2) / dk = t y^2 = 2."""
+    func = nn.Module()
+    func.k = nn.Parameter(torch.ones((), dtype=F64))
+    func.forward = lambda t, y: func.k * y**2
+    y0 = torch.ones(1, dtype=F64)
+    sol = pjo.solve(func, y0, [0.0, 0.5, 2.0], julia("tsit5", 1e-8, "direct"), throw=False)
+    assert not sol.retcode.successful
+    sol.y[-1].sum().backward()
+    assert float(func.k.grad) == pytest.approx(2.0, rel=1e-6)
+
+
 @pytest.mark.parametrize("adjoint", ["gauss", "interpolating"])
 def test_nystrom_forward_and_first_order_adjoint(adjoint):
     dynamics = models()["hbnode"]
@@ -365,9 +511,18 @@ def test_changed_parameters_between_forward_and_backward_raise():
 
 def test_dropout_is_noticed_by_the_replay():
     func = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 4)).to(F64)
-    model = pjo.NeuralODE(pjo.NODE(func), solver=julia("tsit5", 1e-3, "direct", step_size=0.25))
+    model = pjo.NeuralODE(pjo.NODE(func), solver=julia("Tsit5", 1e-3, "direct", step_size=0.25))
     with pytest.raises(pjo.UnsupportedError, match="dropout"):
         model(torch.randn(3, 4, dtype=F64)).sum().backward()
+
+
+def test_a_dropped_solution_lets_go_of_the_model_at_once():
+    field, y0 = Field(), torch.randn(3, 2, dtype=F64, requires_grad=True)
+    seen = weakref.ref(field)
+    sol = pjo.solve(field, y0, [0.0, 1.0], julia(adjoint="gauss"))
+    del field, sol
+    gc.collect()
+    assert seen() is None
 
 
 def test_nothing_stays_in_julia():

@@ -29,9 +29,9 @@ def problem(func=None, y0=None, t=(0.0, 1.0)) -> Problem:
 
 
 def plan(method="dopri5", **kwargs) -> Plan:
-    options = kwargs.pop("options", None)
+    options, request = kwargs.pop("options", None), kwargs.pop("request", AdjointRequest())
     solver = pjo.Solver(method, backend="julia", options=options, **kwargs)
-    return Plan.build(problem(), solver, AdjointRequest())
+    return Plan.build(problem(), solver, request)
 
 
 def refusal(of: Problem, solver: pjo.Solver | None = None, **kwargs) -> str | None:
@@ -47,7 +47,7 @@ def test_the_table_names_every_kind_of_method():
     packages = {
         line.split("|")[0].strip()
         for line in (julia_source() / "methods.txt").read_text().splitlines()
-        if line.strip() and not line.startswith("#")
+        if line.strip() and not line.startswith(("#", "withheld"))
     }
     project = (julia_source() / "Project.toml").read_text()
     assert all(f"\n{package} = " in project for package in packages)
@@ -58,7 +58,9 @@ def test_torchdiffeq_s_names_and_julia_s_are_found():
     assert find("dopri5").name == "DP5"
     assert find("Rodas5P").implicit
     assert find("euler").fixed
-    assert not find("Euler").fixed
+    assert find("Euler").fixed  # it has no error estimate
+    assert find("rk4").fixed
+    assert not find("RK4").fixed
     assert find("AutoTsit5(Rodas5P())").name == "AutoTsit5(Rodas5P)"
     with pytest.raises(pjo.UnsupportedError, match="AB4"):
         find("explicit_adams")
@@ -66,6 +68,14 @@ def test_torchdiffeq_s_names_and_julia_s_are_found():
         find("Rodas5X")
     with pytest.raises(pjo.InvalidArgumentError, match="AutoTsit5"):
         find("Tsit5(Rodas5P)")
+
+
+def test_methods_that_are_wrong_in_their_packages_are_withheld_with_the_reason():
+    with pytest.raises(pjo.UnsupportedError, match="depends on time"):
+        find("Kvaerno4")
+    with pytest.raises(pjo.UnsupportedError, match="interpolant"):
+        find("Stepanov5")
+    assert "Kvaerno4" not in names()
 
 
 # --------------------------------------------------------------------------------------- plans
@@ -84,9 +94,35 @@ def test_the_adjoint_s_method_is_tsit5_where_the_forward_one_does_not_serve():
     assert plan("dopri5", adjoint="gauss").adjoint_method.name == "DP5"
     assert plan("Rodas5P", adjoint="gauss").adjoint_method.name == "Rodas5P"
 
+    # declared to be of order 1, BDFs would have one node of Gauss's rule in a step
+    assert plan("FBDF", adjoint="gauss").adjoint_method.name == "Rodas5P"
+    assert plan("Feagin10", adjoint="backsolve").adjoint_method.name == "Tsit5"
+
+
+def test_adjoints_that_a_method_cannot_have_are_refused():
+    request = AdjointRequest(method="FBDF")
+    with pytest.raises(pjo.UnsupportedError, match="nodes"):
+        plan("Rodas5P", adjoint="gauss", request=request)
+    with pytest.raises(pjo.UnsupportedError, match="error estimate"):
+        plan("tsit5", adjoint="gauss", request=AdjointRequest(method="euler"))
+    with pytest.raises(pjo.UnsupportedError, match="interpolant of its order"):
+        plan("Feagin10", adjoint="gauss")
+    with pytest.raises(pjo.UnsupportedError, match="its own choice"):
+        plan("VCABM", options={"step_size": 0.1})
+    for method, adjoint, extra in (
+        ("Rodas5P", "gauss", {}),
+        ("Tsit5", "gauss", {"step_size": 0.1}),
+        ("rk4", "interpolating", {}),
+    ):
+        with pytest.raises(pjo.UnsupportedError, match="checkpoints"):
+            plan(method, adjoint=adjoint, options={"checkpoints": 3, **extra})
+    assert plan("Rodas5P", adjoint="interpolating", options={"checkpoints": 3}).checkpoints == 3
+
 
 def test_options_are_understood_refused_or_warned_of():
-    assert plan(options={"step_size": 0.1}).adaptive is False
+    assert plan("DP5", options={"step_size": 0.1}).adaptive is False
+    with pytest.warns(UserWarning, match="DP5"):  # torchdiffeq's dopri5 ignores it
+        assert plan("dopri5", options={"step_size": 0.1}).adaptive
     assert plan("rk4").adaptive is False
     assert plan(options={"first_step": 0.1}).dt == 0.1
     assert plan(options={"jump_t": torch.tensor([0.5])}).jumps == (0.5,)
@@ -97,11 +133,23 @@ def test_options_are_understood_refused_or_warned_of():
     with pytest.warns(UserWarning, match="safety"):
         plan(options={"safety": 0.8})
     with pytest.raises(pjo.InvalidArgumentError, match="step_size"):
-        plan(options={"step_size": -1.0})
+        plan("DP5", options={"step_size": -1.0})
     with pytest.raises(pjo.InvalidArgumentError, match="checkpoints"):
         plan(options={"checkpoints": 0})
+    with pytest.raises(pjo.UnsupportedError, match="linear"):
+        plan(options={"interp": "linear"})
+    assert plan(options={"interp": "cubic"}).adaptive
     with pytest.raises(pjo.InvalidArgumentError, match="initialization"):
         plan(options={"initialization": "maybe"})
+
+
+def test_plans_are_remembered_by_value():
+    options = {"max_step": 0.5}
+    solver = pjo.Solver("tsit5", backend="julia", options=options)
+    first = JULIA._plan(problem(), solver, AdjointRequest())
+    assert JULIA._plan(problem(), pjo.Solver(**vars(solver)), AdjointRequest()) is first
+    options["max_step"] = 0.25
+    assert JULIA._plan(problem(), solver, AdjointRequest()).dtmax == 0.25
 
 
 def test_what_the_backend_refuses_it_refuses_by_name():
@@ -133,6 +181,8 @@ def test_nystrom_methods_want_a_position_and_its_velocity():
     assert "h'' = f" in refusal(problem(models()["nesterovnode"], state), solver)
     second = pjo.NesterovNODE(Field(), form="second_order")
     assert refusal(problem(second, state), solver) is None
+    back = Problem.build(models()["hbnode"], state, [1.0, 0.0])
+    assert "forward in time" in refusal(back, solver)
 
 
 # -------------------------------------------------------------------------- mass-matrix systems

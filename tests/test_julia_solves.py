@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -291,6 +293,150 @@ def test_discontinuities_and_stops_are_met():
     assert float(y[-1]) == pytest.approx(-0.5, abs=1e-7)
 
 
+@pytest.mark.parametrize("late", [torch.ge, torch.gt])
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)])
+def test_a_jump_is_met_whichever_side_it_belongs_to(late, ends):
+    """Few steps: a step that sees the other side's slope at the jump is rejected many times."""
+
+    def func(t, y):
+        return torch.where(late(t, 0.5), torch.cos(3 * t) * y, 4 - y)
+
+    y0, t = torch.ones(2, dtype=F64), torch.tensor(ends, dtype=F64)
+    with torch.no_grad():
+        told = pjo.solve(func, y0, t, julia(tol=1e-8, options={"jump_t": torch.tensor([0.5])}))
+        tight = pjo.Solver("dopri5", 1e-12, 1e-12, options={"jump_t": torch.tensor([0.5])})
+        wanted = pjo.solve(func, y0, t, tight).y
+    assert relative_error([told.y], [wanted]) < 1e-7
+    assert told.stats.n_rejected <= 2
+
+
+@pytest.mark.parametrize("method", ["Euler", "AB3", "SSPRK33", "CarpenterKennedy2N54"])
+def test_methods_without_an_error_estimate_take_dt_as_their_step(method):
+    y0 = torch.tensor([1.0, 0.5, -0.2, 0.1], dtype=F64)
+    with torch.no_grad():
+        sol = pjo.solve(Linear(), y0, [0.0, 1.0], julia(method, dt=0.01))
+    assert sol.stats.n_accepted == 100
+    # Euler: (0.01 / 2) |A^2 y| of order one
+    assert relative_error([sol.y[-1:]], [exact(y0, [1.0])]) < (0.1 if method == "Euler" else 1e-3)
+
+
+@pytest.mark.parametrize("method", ["Feagin12", "TanYam7", "RDPK3SpFSAL49"])
+def test_rows_are_as_good_as_steps_where_the_interpolant_is_not(method):
+    y0, t = torch.tensor([1.0, 0.5, -0.2, 0.1], dtype=F64), [0.0, 0.31, 0.777, 1.0]
+    with torch.no_grad():
+        sol = pjo.solve(Linear(), y0, t, julia(method, 1e-9))
+    assert relative_error([sol.y], [exact(y0, t)]) < 1e-7
+
+
+@pytest.mark.slow
+def test_every_method_of_the_table_solves_a_field_that_depends_on_time():
+    """Tolerance 1e-6 and a row inside a step; second-order methods reach 1e-3 with it."""
+    from pyjuliaode.backends.julia.methods import table
+
+    field, t = Field(), [0.0, 0.777, 2.0]
+    y0 = torch.tensor([[1.0, -0.5], [0.3, 0.8]], dtype=F64)
+    with torch.no_grad():
+        wanted = pjo.solve(field, y0, t, pjo.Solver("dopri5", 1e-11, 1e-11)).y
+        for name, method in table().items():
+            if method.kind == "nystrom":
+                continue
+            dt = 1e-3 if method.fixed else None
+            low = name in ("Euler", "ImplicitEuler", "QNDF1", "QBDF1", "ABDF2", "TRBDF2")
+            sol = pjo.solve(field, y0, t, julia(name, 1e-6, dt=dt, max_steps=100_000))
+            assert relative_error([sol.y], [wanted]) < (1e-2 if low else 1e-3), name
+
+
+def test_float32_dense_output_reaches_the_end():
+    with torch.no_grad():
+        sol = pjo.solve(lambda t, y: -y, torch.ones(2), [0.0, 0.7], julia("tsit5", 1e-5))
+    assert float(sol(0.7)[0]) == pytest.approx(math.exp(-0.7), rel=1e-4)
+
+
+def test_dense_output_is_there_where_it_was_asked_for_and_only_there():
+    y0 = torch.tensor([1.0, 0.5, -0.2, 0.1], dtype=F64, requires_grad=True)
+    for adjoint in ("gauss", "backsolve", "direct"):
+        sol = pjo.solve(Linear(), y0, [0.0, 3.0], julia("tsit5", 1e-9, adjoint=adjoint))
+        assert relative_error([sol(1.3)[None]], [exact(y0.detach(), [1.3])]) < 1e-6
+        options = {"dense": False}
+        sol = pjo.solve(Linear(), y0, [0.0, 3.0], julia(adjoint=adjoint, options=options))
+        with pytest.raises(pjo.UnsupportedError, match="dense"):
+            sol(1.3)
+    kept = pjo.solve(Linear(), y0.detach(), [0.0, 3.0], julia("tsit5", 1e-9))
+    copied = pickle.loads(pickle.dumps(kept))
+    assert torch.equal(copied.y, kept.y)
+    assert copied.dense is None
+
+
+def test_a_default_device_does_not_reach_the_bridge():
+    y0, t = torch.tensor([1.0, 0.5, -0.2, 0.1], dtype=F64), torch.tensor([0.0, 0.5, 1.0], dtype=F64)
+    func, solver = Linear(), julia("tsit5", adjoint="direct")
+    wanted = pjo.solve(func, y0, t, solver).y
+    torch.set_default_device("meta")
+    try:
+        sol = pjo.solve(func, y0.requires_grad_(), t, solver)
+        assert torch.equal(sol.y, wanted)
+        assert sol(0.3).isfinite().all()
+        sol.y.sum().backward()
+    finally:
+        torch.set_default_device(None)
+    assert y0.grad.isfinite().all()
+
+
+def test_events_of_a_dae():
+    """y' = -z, 0 = z - y^2: y = 1 / (1 + t) is 1/2 at t = 1."""
+
+    class Own(nn.Module):
+        def forward(self, t, y):
+            return torch.stack((-y[1], y[1] - y[0] ** 2))
+
+    dae = pjo.SemiExplicitDAE(Own(), torch.tensor([1.0, 0.0]))
+    y0 = torch.ones(2, dtype=F64)
+    with torch.no_grad():
+        for tol in (1e-8, 1e-10):
+            solver = julia("Rodas5P", tol)
+            sol = pjo.solve(dae, y0, [0.0, 5.0], solver, event_fn=lambda t, y: y[0] - 0.5)
+            assert float(sol.event_t) == pytest.approx(1.0, rel=1e-6)
+    with pytest.raises(pjo.UnsupportedError, match="no_grad"):
+        pjo.solve(
+            dae,
+            y0.clone().requires_grad_(),
+            [0.0, 5.0],
+            solver,
+            event_fn=lambda t, y: y[0] - 0.5,
+        )
+
+
+def test_what_events_cannot_have_is_said():
+    y0, t = torch.ones(1, dtype=F64), [0.0, 2.0]
+    two = {"event_fn": lambda t, y: torch.stack((y[0] - 2, y[0] - 3))}
+    with torch.no_grad(), pytest.raises(pjo.UnsupportedError, match="2 values"):
+        pjo.solve(lambda t, y: y, y0, t, julia(), **two)
+    with torch.no_grad(), pytest.raises(pjo.InvalidArgumentError, match="step_size"):
+        pjo.odeint_event(
+            *(lambda t, y: y, y0, 0.0),
+            event_fn=lambda t, y: y[0] - 2,
+            method="rk4",
+            backend="julia",
+        )
+
+
+def test_auto_is_torch_where_julia_cannot_be_called(monkeypatch):
+    """In a thread that does not own it."""
+    monkeypatch.delenv("PYJULIAODE_BACKEND")
+    y0, t, found = torch.ones(2, dtype=F64), [0.0, 1.0], []
+
+    def work():
+        with torch.no_grad():
+            found.append(pjo.solve(lambda t, y: -y, y0, t, pjo.Solver(backend="auto")))
+
+    with torch.no_grad():
+        pjo.solve(lambda t, y: -y, y0, t, julia())
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found[0].stats.backend == "torch"
+
+
 def test_a_least_step_is_taken_whatever_its_error():
     """As in torchdiffeq: min_step bounds the steps, it does not end the solve."""
     y0, t = torch.ones(2, dtype=F64), [0.0, 1.0]
@@ -409,8 +555,8 @@ def test_the_trajectory_of_tsit5_is_that_of_the_torch_backend_at_equal_steps():
     field = Field()
     y0, t = torch.randn(3, 2, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
     with torch.no_grad():
-        for method in ("tsit5", "dopri5"):
-            ours = pjo.solve(field, y0, t, julia(method, options={"step_size": 0.1})).y
+        for method, name in (("tsit5", "Tsit5"), ("dopri5", "DP5")):
+            ours = pjo.solve(field, y0, t, julia(name, options={"step_size": 0.1})).y
             times = torch.linspace(0, 1, 11, dtype=F64)
             options = {"first_step": 0.1, "max_step": 0.1}
             loose = pjo.Solver(method, 1.0, 1.0, options=options)

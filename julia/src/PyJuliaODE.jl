@@ -28,9 +28,9 @@ using SciMLBase: SciMLBase, DiscreteCallback,
 using SciMLLogging: SciMLLogging
 
 include("host.jl")
+include("callbacks.jl")
 include("workspace.jl")
 include("algorithms.jl")
-include("callbacks.jl")
 include("problem.jl")
 include("forward.jl")
 include("dense.jl")

@@ -18,7 +18,8 @@ end
     AdjointRequest(; fields...)
 
 What a host asks of an adjoint, as [`Request`](@ref): `cotangents` is dL/du at the `ntimes` ascending
-times (N x ntimes), `du0` (N) and `dp` (P) receive dL/du0 and dL/dp.
+times (N x ntimes), `du0` (N) and `dp` (P) receive dL/du0 and dL/dp; `jumps` (`njumps` Float64) are
+the discontinuities.
 """
 Base.@kwdef struct AdjointRequest
     times::UInt = 0
@@ -32,6 +33,8 @@ Base.@kwdef struct AdjointRequest
     adaptive::Int = 1
     maxiters::Int = 100_000
     checkpointing::Int = 0
+    jumps::UInt = 0
+    njumps::Int = 0
 end
 
 """
@@ -40,8 +43,8 @@ end
 Gradient of a kept solution by a continuous adjoint: `kind` is "gauss", "interpolating",
 "quadrature" or "backsolve", `method` the algorithm of the backward solve.
 
-`request` is the address of an [`AdjointRequest`](@ref). The report (8 Float64) receives: vjp_u, vjp_p and joint products, evaluations,
-accepted and rejected steps of the backward solve, Jacobians, time reached. A retcode other than
+`request` is the address of an [`AdjointRequest`](@ref). The report (8 Float64) receives: vjp_u,
+vjp_p and joint products, evaluations, accepted and rejected steps of the backward solve, Jacobians, time reached. A retcode other than
 "Success" means that no gradient was written. For a singular mass matrix dL/du0 is M' times the
 adjoint state: entries of algebraic variables are zero.
 """

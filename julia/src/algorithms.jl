@@ -13,7 +13,8 @@ const METHODS = let table = Dict{Symbol, Method}()
     for line in eachline(METHODS_FILE)
         (isempty(strip(line)) || startswith(line, '#')) && continue
         package, kind, names = strip.(split(line, '|'))
-        for name in split(names)
+        package == "withheld" && continue
+        for name in split(replace(names, r"[=*]" => ""))
             table[Symbol(name)] = Method(Symbol(package), Symbol(kind), Symbol(name))
         end
     end
@@ -53,7 +54,7 @@ function make_algorithm(name::String)
     inner === nothing || kind === :auto ||
         throw(ArgumentError("$outer takes no second method; only the Auto... methods do"))
     kind === :lazy && return make(; lazy = Val(false))
-    kind === :implicit && return make(; autodiff = AutoFiniteDiff())
+    kind in (:implicit, :bdf) && return make(; autodiff = AutoFiniteDiff())
     kind === :default && return make(; lazy = Val(false), autodiff = AutoFiniteDiff())
     if kind === :auto
         stiff = algorithm(something(inner, "Rosenbrock23"))
@@ -71,5 +72,5 @@ end
 
 "Whether a method may meet a system with a Jacobian: implicit, or switching to implicit."
 function is_implicit(name::String)
-    return method_of(first(split_name(name))).kind in (:implicit, :auto, :default)
+    return method_of(first(split_name(name))).kind in (:implicit, :bdf, :auto, :default)
 end

@@ -1,10 +1,24 @@
 # Solver callbacks: a watch on solves that would otherwise fail in silence, and events.
 
-"The integrators of watched solves."
-struct Watch
-    integrators::Vector{Any}
+"The integrator that was last seen at its start, and the first failure of those before it."
+mutable struct Watch
+    current::Any
+    failed::Union{Nothing, Tuple{String, Float64}}
 end
-Watch() = Watch(Any[])
+Watch() = Watch(nothing, nothing)
+
+"Look at how the current integrator ended, and let go of it: it holds a solution."
+function settle!(watch::Watch)
+    integrator = watch.current
+    if integrator !== nothing && watch.failed === nothing
+        code = integrator.sol.retcode
+        # a solve that was stopped by an exception keeps its default
+        successful_retcode(code) ||
+            (watch.failed = (String(Symbol(code)), Float64(integrator.t)))
+    end
+    watch.current = nothing
+    return watch
+end
 
 never(u, t, integrator) = false
 nothing_to_do(integrator) = nothing
@@ -14,7 +28,7 @@ struct Enrol
 end
 
 function (e::Enrol)(callback, u, t, integrator)
-    push!(e.watch.integrators, integrator)
+    settle!(e.watch).current = integrator
     SciMLBase.derivative_discontinuity!(integrator, false)
     return nothing
 end
@@ -31,14 +45,7 @@ spy(watch::Watch) = DiscreteCallback(
 )
 
 "The first failure among watched solves, as (retcode, time), or nothing."
-function failure(watch::Watch)
-    for integrator in watch.integrators
-        code = integrator.sol.retcode
-        # a solve that was stopped by an exception keeps its default
-        successful_retcode(code) || return String(Symbol(code)), Float64(integrator.t)
-    end
-    return nothing
-end
+failure(watch::Watch) = settle!(watch).failed
 
 "Event functions of the host, as the condition of a terminating callback."
 struct Event{W <: Workspace}
@@ -54,7 +61,11 @@ function (e::Event)(out, u, t, integrator)
     return nothing
 end
 
-stop(integrator, index) = terminate!(integrator)
+function stop(integrator, index)
+    # no new start from the state there, whose algebraic part is as good as the interpolant
+    SciMLBase.derivative_discontinuity!(integrator, false)
+    return terminate!(integrator)
+end
 
 watch_events(e::Event) = VectorContinuousCallback(
     e, stop, e.count; save_positions = (false, false)

@@ -27,8 +27,7 @@ end
 function (f::Acceleration)(dv, v, h, p, t)
     ws = f.ws
     n = length(h)
-    copyto!(ws.u, 1, h, 1, n)
-    copyto!(ws.u, n + 1, v, 1, n)
+    gather!(ws.u, ArrayPartition(v, h), true)
     call(ws, ws.callbacks.rhs, t)
     copyto!(dv, 1, ws.du, n + 1, n)
     ws.nf += 1

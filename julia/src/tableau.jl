@@ -48,7 +48,7 @@ exactly. Empty where the method is no explicit Runge-Kutta method.
 """
 function tableau(name::String; degree::Int = 12)
     kind = method_of(first(split_name(name))).kind
-    kind in (:explicit, :lazy, :lowstorage) || return ""
+    kind in (:explicit, :lazy, :hermite, :lowstorage) || return ""
     return invokelatest(run_tableau, algorithm(name), degree)
 end
 

@@ -6,7 +6,7 @@ struct Handle
     workspace::Workspace
     swapped::Bool       # of a second-order solve: its order is (velocity, position)
     jacobian::Bool
-    watch::Any          # follows the solves that an adjoint repeats
+    watch::Watch        # follows the solves that an adjoint repeats
 end
 
 const WORKSPACES = Dict{Int, Workspace}()

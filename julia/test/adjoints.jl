@@ -31,6 +31,63 @@ relative(a, b) = maximum(abs, a - b) / maximum(abs, b)
     end
 end
 
+@testset "implicit methods, with the host's Jacobian" begin
+    du0_true, dp_true = truth()
+    for kind in ("gauss", "interpolating", "quadrature")
+        with_host() do host
+            _, _, forward = solved(host, "Rodas5P", TIMES; keep = "dense", jacobian = 1)
+            code, du0, dp, _ = differentiated(
+                Int(forward[7]), "Rodas5P", kind, TIMES[2:end], COTANGENTS
+            )
+            @test code == "Success" && host.calls[:jac] > 0
+            @test relative(du0, du0_true) < 1.0e-6 && relative(dp, dp_true) < 1.0e-6
+            release!(Int(forward[7]))
+        end
+    end
+end
+
+@testset "Float32 gradients" begin
+    du0_true, dp_true = truth()
+    loose = (; abstol = 1.0e-5, reltol = 1.0e-5)
+    for kind in ("gauss", "interpolating", "backsolve")
+        with_host(; T = Float32) do host
+            keep = kind == "backsolve" ? "checkpoints" : "dense"
+            _, _, forward = solved(host, "Tsit5", TIMES; T = Float32, keep, loose...)
+            code, du0, dp, _ = differentiated(
+                Int(forward[7]), "Tsit5", kind, TIMES[2:end], COTANGENTS; T = Float32, loose...
+            )
+            @test code == "Success" && eltype(du0) == eltype(dp) == Float32
+            @test relative(du0, du0_true) < 1.0e-3 && relative(dp, dp_true) < 1.0e-3
+            release!(Int(forward[7]))
+        end
+    end
+end
+
+@testset "jumps and times without a cotangent reach the backward solve" begin
+    du0_true, dp_true = truth()
+    jumps = [0.25, 0.6]
+    with_host() do host
+        _, _, forward = solved(host, "Tsit5", TIMES; keep = "dense")
+        args = (Int(forward[7]), "Tsit5", "gauss", TIMES[2:end], COTANGENTS)
+        before = differentiated(args...)[4][5]
+        code, du0, dp, report = GC.@preserve jumps differentiated(
+            args...; jumps = address(jumps), njumps = 2
+        )
+        @test code == "Success" && report[5] > before
+        @test relative(du0, du0_true) < 1.0e-7 && relative(dp, dp_true) < 1.0e-7
+        release!(Int(forward[7]))
+    end
+end
+
+@testset "no integrator outlives its solve" begin
+    with_host() do host
+        _, _, forward = solved(host, "Tsit5", TIMES; keep = "checkpoints", ncheckpoints = 4)
+        differentiated(Int(forward[7]), "Tsit5", "gauss", TIMES[2:end], COTANGENTS; checkpointing = 1)
+        @test HANDLES[Int(forward[7])].watch.current === nothing
+        release!(Int(forward[7]))
+    end
+end
+
 @testset "one joint product serves at a point" begin
     with_host() do host
         _, _, forward = solved(host, "Tsit5", TIMES; keep = "dense")

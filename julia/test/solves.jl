@@ -1,4 +1,6 @@
 using OrdinaryDiffEqTsit5: Tsit5
+using PyJuliaODE: gather!, scatter!
+using RecursiveArrayTools: ArrayPartition
 using OrdinaryDiffEqVerner: Vern9
 using SciMLBase: ODEProblem, solve
 
@@ -24,18 +26,48 @@ native(u0, p, times) = Array(
     @test isempty(HANDLES)
 end
 
-@testset "a right-hand side allocates nothing" begin
+@testset "a move between solver and host allocates nothing" begin
+    host, u = zeros(N), copy(START)
+    gather!(host, u, false)     # the callbacks here are Julia's and allocate: not through them
+    @test (@allocated gather!(host, u, false)) == 0
+end
+
+"Times of the steps of a solve."
+function steps_of(report)
+    ts, us = zeros(Int(report[8])), zeros(N * Int(report[8]))
+    GC.@preserve ts us steps!(Int(report[7]), address(ts), address(us))
+    release!(Int(report[7]))
+    return ts
+end
+
+@testset "what a solver is told arrives" begin
+    stops = [0.123, 0.77]
     with_host() do host
-        ws = WORKSPACES[host.id]
-        f = PyJuliaODE.HostRHS(ws)
-        du, u = zeros(N), copy(START)
-        noop(t::Cdouble)::Cvoid = nothing
-        f(du, u, nothing, 0.0)
-        # of the crossing itself: the callback here is Julia's and allocates
-        crossing(ws, u) = PyJuliaODE.gather!(ws.u, u, false)
-        crossing(ws, u)
-        @test (@allocated crossing(ws, u)) == 0
+        told(; kwargs...) = steps_of(solved(host, "Tsit5", TIMES; keep = "steps", kwargs...)[3])
+        free = told()
+        GC.@preserve stops begin
+            @test stops ⊆ told(; tstops = address(stops), ntstops = 2)
+            @test stops ⊆ told(; jumps = address(stops), njumps = 2)
+        end
+        @test maximum(diff(told(; dtmax = 0.01))) <= 0.01 + eps()
+        @test minimum(diff(told(; dtmin = 0.2))[1:(end - 1)]) >= 0.2 - eps()
+        @test told(; dt = 1.0e-3)[2] == 1.0e-3
+        @test told(; adaptive = 0, dt = 0.25) ≈ 0:0.25:1
+        loose = fill(1.0e-4, N)
+        GC.@preserve loose begin
+            @test length(told(; abstol_at = address(loose), reltol_at = address(loose))) ==
+                length(told(; abstol = 1.0e-4, reltol = 1.0e-4)) < length(free)
+        end
     end
+end
+
+@testset "positions and velocities change places" begin
+    host, swapped, parts = collect(1.0:4.0), zeros(4), ArrayPartition(zeros(2), zeros(2))
+    scatter!(swapped, host, true)
+    scatter!(parts, host, true)
+    @test swapped == [3, 4, 1, 2] && parts.x == ([3, 4], [1, 2])
+    @test gather!(zeros(4), swapped, true) == gather!(zeros(4), parts, true) == host
+    @test gather!(zeros(4), host, false) == host
 end
 
 @testset "dense output and steps" begin

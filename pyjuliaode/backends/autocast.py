@@ -8,6 +8,7 @@ as it was when the solve began, around every call of the field.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -28,6 +29,20 @@ class AutocastField(nn.Module):
         if isinstance(out, Tensor):
             return out.to(y.dtype) if isinstance(y, Tensor) else out
         return tuple(a.to(b.dtype) for a, b in zip(out, y, strict=True))
+
+
+def autocast_off(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A ``backward`` of an autograd function whose own arithmetic no autocast rounds."""
+
+    @wraps(backward)
+    def outside(ctx: Any, *grads: Tensor) -> Any:
+        device = grads[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return backward(ctx, *grads)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, *grads)
+
+    return outside
 
 
 def unwrapped(func: Callable[..., Any]) -> Callable[..., Any]:

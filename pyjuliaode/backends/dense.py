@@ -35,7 +35,11 @@ class UserDense:
         return self._make()
 
     def __call__(self, t: float | Tensor) -> Any:
-        ts = t.detach() if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
+        ts = (
+            t.detach()
+            if isinstance(t, Tensor)
+            else torch.tensor(float(t), dtype=torch.float64, device="cpu")
+        )
         if ts.ndim > 1:
             raise InvalidArgumentError(f"t must be a number or 1-d, got shape {tuple(ts.shape)}")
         low, high = sorted((self.flat.bounds[0], self.flat.bounds[-1]))

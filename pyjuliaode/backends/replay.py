@@ -5,7 +5,7 @@ Exact for the steps that were taken: memory is one state per step and the graph 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,11 +50,13 @@ def replay(
     t: Tensor,
     params: Sequence[Tensor],
     needs: Sequence[bool],
+    inspect: Callable[..., None] | None = None,
 ) -> tuple[list[Tensor | None], int]:
     """Gradients of (y0, t, *params), and the evaluations that they took.
 
     ``grad`` holds dL/dy at the requested times that were reached, (T', N); ``needs`` says of t and
-    of every parameter whether its gradient is wanted (None is returned where not).
+    of every parameter whether its gradient is wanted (None is returned where not). ``inspect`` is
+    called once with a state that carries the graph of a step, and the leaves of that graph.
     """
     times = problem.times
     rhs = RHS(problem)
@@ -80,6 +82,9 @@ def replay(
             step = _repeat(rhs, steps, clock, t0, t1, y, close=bool(inside) and not steps.linear)
             if i == len(steps.y) - 1 and steps.end is not None:
                 _check_repeats(step.y1, steps.end)
+            if inspect is not None:
+                inspect(step.y1, y, *inputs)
+                inspect = None
             outputs = [step.y1]
             outputs += [
                 state_at(step, times[j], clock.get(times[j], times[j]), steps.linear)

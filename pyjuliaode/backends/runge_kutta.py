@@ -48,7 +48,7 @@ def nudge(t: float, towards: float, dtype: torch.dtype) -> float:
     """The number in ``dtype`` next to t on the side of another."""
     if dtype == torch.float64:
         return math.nextafter(t, towards)
-    x = torch.tensor([t, towards], dtype=torch.float64).to(dtype)
+    x = torch.tensor([t, towards], dtype=torch.float64, device="cpu").to(dtype)
     return float(torch.nextafter(x[0], x[1]))
 
 

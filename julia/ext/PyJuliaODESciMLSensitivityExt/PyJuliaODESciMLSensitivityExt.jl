@@ -39,19 +39,21 @@ function PyJuliaODE.run_adjoint(
     if kind == "quadrature" && handle.jacobian
         # its quadrature would step over the layers of a stiff system: break it at the solver's steps
         all_times = sort!(unique!(vcat(ts, sol.t[2:end])))
-        row = [something(findfirst(==(t), ts), 0) for t in all_times]
+        row = [(i = searchsortedfirst(ts, t); i <= length(ts) && ts[i] == t ? i : 0) for t in all_times]
         ts = all_times
     end
     reset!(ws; fused = kind in ("interpolating", "backsolve"))
     ws.swapped = handle.swapped
-    empty!(handle.watch.integrators)
-    watch = Watch()
+    watch, again = Watch(), handle.watch   # of the backward solve, of forward solves in between
+    again.failed = nothing
     abstol, reltol = T(asked.abstol), T(asked.reltol)
     options = (; abstol, reltol, asked.maxiters, adaptive = asked.adaptive != 0)
     asked.dt > 0 && (options = (; options..., dt = T(asked.dt)))
     if kind != "quadrature"
         options = (; options..., checkpoints = sol.t)
     end
+    jumps = convert(Vector{T}, float64s(asked.jumps, asked.njumps))
+    isempty(jumps) || (options = (; options..., d_discontinuities = jumps))
     mass = sol.prob.f.mass_matrix
     if mass isa AbstractMatrix
         options = (; options..., initializealg = initialization_of("brown"))
@@ -65,21 +67,23 @@ function PyJuliaODE.run_adjoint(
         )
     finally
         ws.swapped = false
-        report_work!(report, ws, watch)
+        watch.current === nothing || report_steps!(report, watch.current)
+        again.current = nothing
+        report_work!(report, ws)
         ws.fused = ws.pending_f = ws.pending_p = false
     end
-    for watched in (watch, handle.watch)
+    seen = watch.current !== nothing
+    for watched in (watch, again)
         failed = failure(watched)
         if failed !== nothing
             report[8] = failed[2]
             return failed[1]
         end
     end
-    isempty(watch.integrators) && error("the adjoint solve was not watched: SciMLSensitivity changed")
+    seen || error("the adjoint solve was not watched: SciMLSensitivity changed")
     mass isa AbstractMatrix && (du0 = mass' * du0)
     gather!(at_address(ws.u, asked.du0, n), du0, handle.swapped)
     ws.nparams > 0 && copyto!(at_address(ws.u, asked.dp, ws.nparams), vec(dp))
-    empty!(handle.watch.integrators)
     return "Success"
 end
 
@@ -93,17 +97,18 @@ function gradient_of(sol, alg, sensealg, ts, cotangent, callback, options)
     )
 end
 
-function report_work!(report, ws, watch)
+function report_work!(report, ws)
     report[1] = ws.fused ? 0 : ws.nvjp
     report[2] = ws.nvjp_p
     report[3] = ws.fused ? ws.nvjp : 0
     report[4] = ws.nf
     report[7] = ws.njac
-    if !isempty(watch.integrators)
-        integrator = last(watch.integrators)
-        report[5], report[6] = integrator.stats.naccept, integrator.stats.nreject
-        report[8] = integrator.t
-    end
+    return report
+end
+
+function report_steps!(report, integrator)
+    report[5], report[6] = integrator.stats.naccept, integrator.stats.nreject
+    report[8] = integrator.t
     return report
 end
 

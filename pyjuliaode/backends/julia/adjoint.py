@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import SolverError
+from ...errors import SolverError, UnsupportedError
 from ...problem import Problem
-from ...rhs import RHS
+from ...rhs import RHS, refuse_lost_gradients
 from ...solution import Retcode, SolveStats
+from ..autocast import autocast_off
 from ..refusal import once_only
 from ..replay import Steps, replay
 from ..runge_kutta import Sides
@@ -64,26 +66,27 @@ class _Direct(torch.autograd.Function):
         done = run_forward(task.runtime, problem, plan, task.stats, keep=keep, land=land)
         step_t, step_y = accepted_steps(task.runtime, done.kept, problem)
         done.step_t = step_t
-        ctx.steps = Steps(
-            task.tableau,
-            step_t,
-            step_y[:-1],
-            Sides(problem.time_dtype, frozenset(plan.jumps)),
-            end=step_y[-1],
-        )
+        # steps of a failed solve beyond the last row carry nothing
+        last = problem.times[done.rows.shape[0] - 1]
+        n = sum(abs(x - step_t[0]) < abs(last - step_t[0]) for x in step_t)
+        sides = Sides(problem.time_dtype, frozenset(plan.jumps))
+        ctx.steps = Steps(task.tableau, step_t[: n + 1], (), sides)
         ctx.problem, ctx.stats = problem, task.stats
-        ctx.save_for_backward(y0, t, *params)
+        ctx.save_for_backward(step_y[: n + 1], y0, t, *params)
         if not task.keep_dense:
             done.kept = None
         task.forward = done
         return done.rows
 
     @staticmethod
+    @autocast_off
     def backward(ctx: Any, grad: Tensor) -> Any:
         started = time.perf_counter()
-        y0, t, *params = ctx.saved_tensors
+        states, y0, t, *params = ctx.saved_tensors
         needs = ctx.needs_input_grad[2:]
-        grads, nfe = replay(ctx.problem, ctx.steps, grad.detach(), t, params, needs)
+        steps = replace(ctx.steps, y=states[:-1], end=states[-1])
+        inspect = partial(refuse_lost_gradients, ctx.problem)
+        grads, nfe = replay(ctx.problem, steps, grad.detach(), t, params, needs, inspect)
         ctx.stats.nfe_backward = nfe
         ctx.stats.seconds_backward = time.perf_counter() - started
         if torch.is_grad_enabled():
@@ -106,6 +109,7 @@ class _Continuous(torch.autograd.Function):
         return done.rows
 
     @staticmethod
+    @autocast_off
     def backward(ctx: Any, grad: Tensor) -> Any:
         ctx.runtime.check()
         drain(ctx.runtime)
@@ -128,8 +132,14 @@ def _gradient(
     if not bool(grad.isfinite().all()):  # as backpropagation: NaN, for a gradient scaler to see
         return [torch.full_like(x, torch.nan) for x in (rows[0], problem.t, *params)]
     carries = (grad != 0).any(dim=1).tolist()
-    used = [i for i in range(1, n_rows) if carries[i]]
-    if used:
+    if ctx.plan.initialization == "brown" and problem.mass is not None and carries[0]:
+        raise UnsupportedError(
+            "a loss on the states at t[0] has no gradient here where options={'initialization': "
+            "'brown'} replaced y0; leave them out of the loss, or pass a consistent y0"
+        )
+    # backward steps end on the times that carry a cotangent: on a grid, all of them do
+    used = [i for i in range(1, n_rows) if carries[i] or ctx.plan.grid]
+    if any(carries[1:]):
         lam, dp = _solve_adjoint(ctx, kept, grad, used)
     else:
         lam, dp = torch.zeros_like(rows[0]), rows.new_zeros(sum(p.numel() for p in params))
@@ -159,6 +169,7 @@ def _solve_adjoint(
     lam = torch.empty_like(problem.y0)
     dp = grad.new_empty(max(sum(p.numel() for p in problem.params), 1))
     rhs = workspace.rhs
+    rhs.inspect = partial(refuse_lost_gradients, problem)
     before = (rhs.nfe, rhs.n_vjp, rhs.n_jacobians)
     times_c = doubles([kept.sign * problem.times[i] for i in used])
     request, report = AdjointRequest(), AdjointReport()
@@ -169,6 +180,10 @@ def _solve_adjoint(
     request.maxiters, request.adaptive = plan.max_steps * len(used), plan.adaptive
     if not plan.adaptive:
         request.dt = plan.dt or abs(problem.times[-1] - problem.times[0])
+    if plan.jumps:
+        workspace.take_sides(plan.jumps, forward=False)
+        jumps_c = doubles([kept.sign * t for t in plan.jumps])
+        request.jumps, request.njumps = address(jumps_c), len(jumps_c)
     request.checkpointing = plan.checkpoints is not None or plan.adjoint == "backsolve"
     try:
         with workspace.calling():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,10 +22,10 @@ from ..base import AdjointRequest, Capabilities, Result
 from ..dense import UserDense
 from .adjoint import Task, run_continuous, run_direct
 from .environment import missing
-from .forward import Forward, Kept, KeptDense, accepted_steps, run_forward
+from .forward import Forward, KeptDense, accepted_steps, run_forward
 from .methods import names
 from .plan import ADJOINTS, Plan
-from .runtime import Runtime, get, started
+from .runtime import Runtime, check_reach, get, started
 from .tableau import tableau_of
 from .workspace import PRECISION, drain
 
@@ -93,9 +94,11 @@ class JuliaBackend:
     ) -> str | None:
         """Why this problem cannot be solved here, or None; starts nothing."""
         try:
+            check_reach()
             _check(problem)
-            self._plan(problem, solver, adjoint)
-            _check_closure(problem)
+            plan = self._plan(problem, solver, adjoint)
+            _check_of_plan(problem, plan)
+            _check_closure(problem, refuse=True)
         except PyJuliaODEError as error:
             return str(error)
         if problem.y0.device.type != "cpu":
@@ -117,6 +120,7 @@ class JuliaBackend:
                 return self.solve(problem, solver, adjoint, event_fn)
         _check(problem)
         plan = self._plan(problem, solver, adjoint)
+        _check_of_plan(problem, plan)
         _check_closure(problem)
         stats = SolveStats(method=plan.method.name, adjoint=plan.adjoint, backend=self.name)
         if len(problem.times) == 1:
@@ -146,7 +150,7 @@ def _run(
     if not _wants_gradient(problem):
         keep = "dense" if keep_dense else ""
         done = run_forward(runtime, problem, plan, stats, keep=keep)
-        return _result(runtime, problem, stats, done, done.rows, done.kept)
+        return _result(runtime, problem, stats, done, done.rows, keep_dense)
     task = Task(runtime, problem, plan, stats, keep_dense)
     if plan.adjoint == "direct":
         task.tableau = tableau_of(runtime, plan.method.name)
@@ -159,7 +163,7 @@ def _run(
         rows = run_direct(task)
     else:
         rows = run_continuous(task)
-    return _result(runtime, problem, stats, task.forward, rows, task.forward.kept)
+    return _result(runtime, problem, stats, task.forward, rows, keep_dense)
 
 
 def _result(
@@ -168,12 +172,14 @@ def _result(
     stats: SolveStats,
     done: Forward,
     rows: Tensor,
-    kept: Kept | None,
+    keep_dense: bool,
 ) -> Result:
     stats.retcode = done.retcode
     dense = None
-    if kept is not None and stats.adjoint != "backsolve":
-        make = partial(KeptDense, runtime, kept, problem, done.reached)
+    if keep_dense:
+        # of float32 solves the time that was reached is a rounded one
+        end = problem.times[-1] if done.retcode.successful else done.reached
+        make = partial(KeptDense, runtime, done.kept, problem, end)
         dense = UserDense(make, problem.structure)
     return Result(rows, stats, done.retcode, done.message, done.step_t, dense)
 
@@ -188,6 +194,11 @@ def _run_to_event(
     with torch.no_grad():
         y0 = problem.structure.unpack(problem.y0)
         first = event_fn(RHS(problem).time(problem.times[0]), y0)
+    if first.numel() > problem.y0.numel():
+        raise UnsupportedError(
+            f"event_fn returns {first.numel()} values, the Julia backend takes as many as the "
+            f"state has numbers, {problem.y0.numel()}; use backend='torch'"
+        )
     done = run_forward(
         runtime, problem, plan, stats, keep="dense", event_fn=event_fn, nevents=first.numel()
     )
@@ -232,6 +243,32 @@ def _check(problem: Problem) -> None:
         )
 
 
+def _check_of_plan(problem: Problem, plan: Plan) -> None:
+    """Raise for what this method cannot do with these times, which no plan knows."""
+    if plan.grid and math.isinf(problem.times[-1]):
+        raise InvalidArgumentError(
+            f"method {plan.method.name!r} takes one step between two times, and an event's time is "
+            "not known: pass options={'step_size': ...}"
+        )
+    if plan.method.kind == "nystrom" and problem.times[-1] < problem.times[0]:
+        raise UnsupportedError(
+            f"method {plan.method.name!r} goes forward in time only; use another for decreasing "
+            "times"
+        )
+    if problem.mass is None or not _wants_gradient(problem):
+        return
+    if problem.t.requires_grad:
+        raise UnsupportedError(
+            "the Julia backend gives no gradient of the times of a system with a mass matrix; pass "
+            "t.detach(), or solve the eliminated form"
+        )
+    if plan.method.kind != "bdf" and not plan.method.name.startswith(("Ro", "RO")):
+        raise UnsupportedError(
+            f"gradients of a system with a mass matrix come out wrong or fail with "
+            f"{plan.method.name!r}; use 'Rodas5P' or 'FBDF'"
+        )
+
+
 def _check_backward_thread(problem: Problem) -> None:
     """With CUDA tensors torch runs backward() in a thread of its own, which cannot call Julia."""
     if _wants_gradient(problem) and torch._C._is_multithreading_enabled():
@@ -241,10 +278,11 @@ def _check_backward_thread(problem: Problem) -> None:
         )
 
 
-def _check_closure(problem: Problem) -> None:
+def _check_closure(problem: Problem, refuse: bool = False) -> None:
     """Tensors that a function carries along get no gradient here: refuse, or warn for a module.
 
-    Costs one evaluation, once for every function and shape.
+    ``refuse``: a module too. Costs one evaluation, once for every function and shape that was
+    found without such tensors; backward() looks again.
     """
     if problem.explicit_params is not None or not torch.is_grad_enabled():
         return
@@ -256,11 +294,12 @@ def _check_closure(problem: Problem) -> None:
         origin = problem.y0.detach().requires_grad_()
         f0 = RHS(problem)(problem.times[0], origin)
     if f0.requires_grad and unlisted_leaves(problem, f0, origin):
-        if not isinstance(func, nn.Module):
+        if refuse or not isinstance(func, nn.Module):
             raise InvalidArgumentError(
                 "func depends on tensors that require a gradient and is no torch.nn.Module, so "
                 "they are not known: make it a module with them as parameters, pass params "
                 "(adjoint_params), or use backend='torch' with adjoint='direct'"
             )
         warn_of_lost_gradients(problem, f0, origin)
+        return
     _facts.put(func, key, True)

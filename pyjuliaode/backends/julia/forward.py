@@ -32,6 +32,7 @@ class Kept:
 
 def _let_go(workspace: Workspace, number: int) -> None:
     # no Julia in here: a finalizer runs in whatever thread dropped the last reference
+    workspace.unbind()
     workspace.runtime.released.append((number, workspace))
 
 
@@ -86,6 +87,8 @@ def run_forward(
     request.jacobian, request.nevents = jacobian, nevents
     workspace = acquire(runtime, problem, jacobian, params=adjoint)
     rhs = workspace.bind(problem, sign, event_fn)
+    if plan.jumps:
+        workspace.take_sides(plan.jumps, forward=True)
     try:
         with workspace.calling():
             code = runtime.solve(
@@ -123,14 +126,15 @@ def _fill(
             setattr(request, f"{name}_at", value.data_ptr())
         else:
             setattr(request, name, value)
-    grid = not plan.adaptive and plan.dt is None  # one step between two times, as torchdiffeq's
+    grid = plan.grid
     request.dt = plan.dt or (ours[-1] - ours[0] if grid else 0.0)
     request.dtmin, request.dtmax = plan.dtmin, plan.dtmax
     request.adaptive, request.maxiters = plan.adaptive, plan.max_steps
     request.second_order = plan.method.kind == "nystrom"
     request.ncheckpoints = plan.checkpoints or 0
-    if plan.stops or land or grid:
-        stops = {sign * t for t in plan.stops} | set(ours if land or grid else ())
+    land = land or plan.lands or grid
+    if plan.stops or land:
+        stops = {sign * t for t in plan.stops} | set(ours if land else ())
         stops_c = doubles(sorted(s for s in stops if ours[0] < s <= ours[-1]))
         alive.append(stops_c)
         request.tstops, request.ntstops = address(stops_c), len(stops_c)
@@ -145,9 +149,13 @@ def _fill(
     return alive
 
 
+def _rounded(times: list[float], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(times, dtype=torch.float64, device="cpu").to(dtype)
+
+
 def _check_resolution(times: list[float], dtype: torch.dtype) -> None:
     """Julia's time has the dtype of the state: times must stay apart in it."""
-    if not bool((torch.tensor(times, dtype=torch.float64).to(dtype).diff() > 0).all()):
+    if not bool((_rounded(times, dtype).diff() > 0).all()):
         raise InvalidArgumentError(
             f"two of the times are the same number in {dtype}, the dtype of y0: use a float64 "
             "state, or times further apart"
@@ -157,13 +165,13 @@ def _check_resolution(times: list[float], dtype: torch.dtype) -> None:
 def accepted_steps(runtime: Runtime, kept: Kept, problem: Problem) -> tuple[list[float], Tensor]:
     """The user's times of the accepted steps, and the states there (S + 1, N)."""
     y0 = problem.y0
-    times = torch.empty(kept.steps, dtype=torch.float64)
+    times = torch.empty(kept.steps, dtype=torch.float64, device="cpu")
     states = torch.empty(kept.steps, y0.numel(), dtype=y0.dtype, device=y0.device)
     with runtime.errors():
         runtime.steps(kept.number, times.data_ptr(), states.data_ptr())
     at = times.mul_(kept.sign).tolist()
     if y0.dtype != torch.float64:  # Julia's time was rounded: the requested ones as they were
-        rounded = torch.tensor(problem.times, dtype=torch.float64).to(y0.dtype).tolist()
+        rounded = _rounded(problem.times, y0.dtype).tolist()
         exact = dict(zip(rounded, problem.times, strict=True))
         at = [exact.get(t, t) for t in at]
     return at, states
@@ -183,7 +191,7 @@ class KeptDense:
     def at_all(self, times: list[float]) -> Tensor:
         """States (S, N) at times within the span."""
         self.runtime.check()
-        ours = torch.tensor(times, dtype=torch.float64).mul_(self.kept.sign)
+        ours = torch.tensor(times, dtype=torch.float64, device="cpu").mul_(self.kept.sign)
         out = torch.empty(len(times), self.y0.numel(), dtype=self.y0.dtype, device=self.y0.device)
         with self.runtime.errors():
             self.runtime.interpolate(self.kept.number, ours.data_ptr(), len(times), out.data_ptr())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from ...errors import UnsupportedError, unknown_name
 
 # Explicit Runge-Kutta methods: their steps can be replayed, their tableaus read.
-EXPLICIT = ("explicit", "lazy", "lowstorage")
-IMPLICIT = ("implicit", "auto", "default")
+EXPLICIT = ("explicit", "lazy", "hermite", "lowstorage")
+IMPLICIT = ("implicit", "bdf", "auto", "default")
+_STIFF = ("implicit", "bdf")
 
 # torchdiffeq's names, and whether they stand for a fixed step.
 ALIASES = {
@@ -49,12 +50,21 @@ class Method:
     Attributes:
         name: "Tsit5", or "AutoTsit5(Rodas5P)".
         kind: see julia/methods.txt.
-        fixed: the step is fixed because torchdiffeq's method of that name fixes it.
+        fixed: steps are of fixed size, for want of an error estimate or because torchdiffeq's
+            method of that name fixes them.
+        own_steps: steps of fixed size cost it its order.
     """
 
     name: str
     kind: str
     fixed: bool = False
+    own_steps: bool = False
+
+    @property
+    def estimates(self) -> bool:
+        """Whether the method knows its error, whatever its name makes of that."""
+        own = table().get(self.name)
+        return own is None or not own.fixed
 
     @property
     def replayable(self) -> bool:
@@ -66,14 +76,32 @@ class Method:
 
 
 @cache
-def table() -> dict[str, str]:
-    """Kinds by Julia name."""
-    kinds = {}
-    for line in (julia_source() / "methods.txt").read_text(encoding="utf-8").splitlines():
-        if line.strip() and not line.startswith("#"):
-            _, kind, names = (part.strip() for part in line.split("|"))
-            kinds.update(dict.fromkeys(names.split(), kind))
-    return kinds
+def table() -> dict[str, Method]:
+    """The methods by Julia name."""
+    found = {}
+    for package, kind, listed in _lines():
+        if package != "withheld":
+            for marked in listed.split():
+                name = marked.rstrip("=*")
+                found[name] = Method(name, kind, marked.endswith("="), marked.endswith("*"))
+    return found
+
+
+@cache
+def withheld() -> dict[str, str]:
+    """Why a method that Julia has is not offered."""
+    return {
+        name: reason
+        for package, reason, listed in _lines()
+        if package == "withheld"
+        for name in listed.split()
+    }
+
+
+def _lines() -> list[list[str]]:
+    text = (julia_source() / "methods.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [[part.strip() for part in line.split("|")] for line in lines]
 
 
 def names() -> tuple[str, ...]:
@@ -91,7 +119,7 @@ def find(name: str) -> Method:
     """
     if name in ALIASES:
         julia, fixed = ALIASES[name]
-        return Method(julia, table()[julia], fixed)
+        return replace(table()[julia], fixed=fixed)
     if name in _WITHOUT_EQUAL:
         raise UnsupportedError(
             f"the Julia backend has no {name!r}; use method={_WITHOUT_EQUAL[name]!r}, or "
@@ -99,18 +127,25 @@ def find(name: str) -> Method:
         )
     nested = re.fullmatch(r"(\w+)\((\w+)(?:\(\))?\)", name)
     outer, inner = (nested[1], nested[2]) if nested else (name, None)
+    if outer in withheld():
+        raise UnsupportedError(
+            f"method {outer!r} is withheld: {withheld()[outer]}, in the version that was run; use "
+            "'Tsit5', 'Vern7', or for stiff systems 'Rodas5P'"
+        )
     if outer not in table():
         raise unknown_name("method", name, names())
-    kind = table()[outer]
-    if inner is not None and (kind != "auto" or table().get(inner) != "implicit"):
+    method = table()[outer]
+    if inner is None:
+        return method
+    if method.kind != "auto" or inner not in table() or table()[inner].kind not in _STIFF:
         raise unknown_name(
             "method",
             name,
             [
                 f"{a}({b})"
-                for a, k in table().items()
-                if k == "auto"
+                for a, m in table().items()
+                if m.kind == "auto"
                 for b in ("Rosenbrock23", "Rodas5P", "KenCarp4", "FBDF")
             ],
         )
-    return Method(outer if inner is None else f"{outer}({inner})", kind)
+    return replace(method, name=f"{outer}({inner})")

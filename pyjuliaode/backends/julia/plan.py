@@ -15,12 +15,12 @@ from ...problem import Problem
 from ...solver import Solver
 from ..base import AdjointRequest
 from ..tolerance import tolerance
-from .methods import Method, find
+from .methods import ALIASES, Method, find
 
 CONTINUOUS = ("gauss", "interpolating", "quadrature", "backsolve")
 ADJOINTS = ("direct", *CONTINUOUS)
 # options of torchdiffeq and of the torch backend that mean nothing here, and change no result
-_NO_MEANING = {"graph_memory", "batch_dim", "dtype", "form"}
+_NO_MEANING = {"graph_memory", "batch_dim", "dtype", "form", "interp"}
 _KNOWN = {
     *("dense", "checkpoint", "first_step", "min_step", "max_step", "max_num_steps"),
     *("step_size", "step_t", "jump_t", "checkpoints", "jacobian", "initialization"),
@@ -31,7 +31,6 @@ REFUSED = {
     "per_sample": "own step sizes for every sample",
     "perturb": "perturbed step boundaries",
     "grid_constructor": "grids of your own (use step_t for times on which steps end)",
-    "interp": "linear interpolation",
 }
 
 
@@ -42,6 +41,7 @@ class Plan:
     Attributes:
         adjoint: "direct" or one of CONTINUOUS.
         stops: times on which steps have to end; jumps: discontinuities.
+        lands: steps end on the requested times too.
         checkpoints: how many states an adjoint keeps instead of all steps; None: all steps.
     """
 
@@ -59,10 +59,16 @@ class Plan:
     dtmax: float
     max_steps: int
     stops: tuple[float, ...]
+    lands: bool
     jumps: tuple[float, ...]
     jacobian: bool
     initialization: str
     checkpoints: int | None
+
+    @property
+    def grid(self) -> bool:
+        """One step between two requested times, as torchdiffeq's fixed-step methods."""
+        return not self.adaptive and self.dt is None
 
     @classmethod
     def build(cls, problem: Problem, solver: Solver, request: AdjointRequest) -> Plan:
@@ -79,8 +85,15 @@ class Plan:
                     f"options[{name!r}]: the Julia backend has no {REFUSED[name]}; use "
                     "backend='torch'"
                 )
+        if options.get("interp") == "linear":
+            raise UnsupportedError(
+                "options={'interp': 'linear'}: the Julia backend interpolates by the method's own "
+                "polynomials; use backend='torch'"
+            )
         unknown = sorted(set(options) - _KNOWN - _NO_MEANING - set(REFUSED))
         method = find(solver.method)
+        if solver.method in ALIASES and not method.fixed and options.pop("step_size", None):
+            unknown = sorted({*unknown, f"step_size (with {method.name!r} it fixes the step)"})
         if unknown:
             warn(
                 f"the Julia backend does not use the option(s) {', '.join(unknown)}; it uses "
@@ -88,10 +101,15 @@ class Plan:
             )
         dt = _positive("step_size", options.get("step_size", solver.dt))
         fixed = method.fixed or options.get("step_size") is not None
+        if fixed and method.own_steps:
+            raise UnsupportedError(
+                f"method {solver.method!r} is accurate with steps of its own choice only: leave "
+                "options['step_size'] out, or use 'Tsit5', 'Rodas5P', 'ABM43'"
+            )
         if not fixed:
             dt = _positive("first_step", options.get("first_step", dt))
         adjoint, adjoint_method = _adjoint(problem, solver, request, method)
-        if problem.mass is not None and not method.implicit:
+        if problem.mass is not None and method.kind not in ("implicit", "bdf"):
             raise UnsupportedError(
                 f"method {solver.method!r} takes no mass matrix; use method='Rodas5P', 'FBDF' or "
                 "'RadauIIA5'"
@@ -110,6 +128,8 @@ class Plan:
         checkpoints = options.get("checkpoints")
         if checkpoints is not None and int(checkpoints) < 1:
             raise InvalidArgumentError(f"checkpoints must be at least 1, got {checkpoints!r}")
+        if checkpoints is not None and adjoint in ("gauss", "interpolating"):
+            _check_checkpoints(problem, solver.method, method, adjoint, fixed)
         initialization = options.get("initialization", "check")
         if initialization not in ("check", "brown"):
             raise unknown_name("initialization", initialization, ("check", "brown"))
@@ -131,6 +151,7 @@ class Plan:
             dtmax=_positive("max_step", options.get("max_step")) or 0.0,
             max_steps=int(options.get("max_num_steps") or solver.max_steps),
             stops=_times(options.get("step_t")),
+            lands=method.kind in ("hermite", "lowstorage"),
             jumps=_times(options.get("jump_t")),
             jacobian=bool(options.get("jacobian", True)),
             initialization=initialization,
@@ -164,18 +185,62 @@ def _adjoint(
             f"the Julia backend takes no adjoint_options, got {', '.join(sorted(options))}; use "
             "backend='torch'"
         )
-    if request.method is not None:
-        return adjoint, find(request.method)
     if problem.mass is not None and adjoint in ("interpolating", "backsolve"):
         raise UnsupportedError(
             f"adjoint {adjoint!r} of a system with a mass matrix needs Jacobians of (N + P)^2 "
             "numbers; use adjoint='gauss' or 'quadrature'"
         )
+    if method.kind == "hermite" and adjoint != "backsolve":
+        raise UnsupportedError(
+            f"{solver.method!r} has no interpolant of its order, which adjoint {adjoint!r} needs; "
+            "use adjoint='direct'"
+        )
+    if request.method is None:
+        return adjoint, _backward(method)
+    chosen = find(request.method)
+    if chosen.kind == "bdf" and adjoint == "gauss":
+        raise UnsupportedError(
+            f"adjoint 'gauss' integrates with too few nodes for adjoint_method={request.method!r}; "
+            "use 'Rodas5P', or adjoint='interpolating'"
+        )
+    adaptive = not method.fixed and solver.option("step_size") is None
+    if adaptive and not chosen.estimates:
+        raise UnsupportedError(
+            f"adjoint_method={request.method!r} has no error estimate; use one that has, or a "
+            "solve with fixed steps"
+        )
+    return adjoint, chosen
+
+
+def _backward(method: Method) -> Method:
+    """The method of the backward solve: that of the forward one where it serves."""
+    # Gauss's nodes follow the order that is declared, which is 1 for the BDFs
+    if method.kind == "bdf":
+        return find("Rodas5P")
     # λ is interpolated at the quadrature's nodes, which costs Verner's methods extra stages; a
     # Nyström method does not fit the adjoint system
-    if method.kind in ("lazy", "nystrom", "lowstorage", "stabilized", "multistep"):
-        return adjoint, find("Tsit5")
-    return adjoint, method
+    if method.kind in ("lazy", "hermite", "nystrom", "lowstorage", "stabilized", "multistep"):
+        return find("Tsit5")
+    return find("AutoTsit5") if method.kind == "default" else method
+
+
+def _check_checkpoints(
+    problem: Problem, name: str, method: Method, adjoint: str, fixed: bool
+) -> None:
+    """Raise where SciMLSensitivity cannot solve again from checkpoint to checkpoint."""
+    why = None
+    if problem.mass is not None:
+        why = "a system with a mass matrix"
+    elif fixed:
+        why = "steps of fixed size"
+    elif method.kind == "nystrom" or (adjoint == "gauss" and method.implicit):
+        why = f"adjoint {adjoint!r} and method {name!r}"
+    if why is not None:
+        raise UnsupportedError(
+            f"options['checkpoints'] cannot be had with {why}: leave it out, or use "
+            "adjoint='backsolve'"
+            + (" or 'interpolating'" if adjoint == "gauss" and method.kind != "nystrom" else "")
+        )
 
 
 def _number(name: str, value: Any, default: float | Tensor) -> float:

@@ -52,6 +52,8 @@ class AdjointRequest(ctypes.Structure):
         ("adaptive", _INTEGER),
         ("maxiters", _INTEGER),
         ("checkpointing", _INTEGER),
+        ("jumps", _ADDRESS),
+        ("njumps", _INTEGER),
     )
 
 

@@ -46,7 +46,11 @@ class Runtime:
         return base.require(self._main, base.Symbol(name))
 
     def check(self) -> None:
-        """Raise where Julia must not be called from here."""
+        """Raise where Julia must not be called from here.
+
+        Raises:
+            BackendUnavailableError: a forked process, or another thread.
+        """
         if os.getpid() != self.pid:
             raise BackendUnavailableError(
                 "Julia was started before this process was forked and cannot be used in the "
@@ -119,14 +123,21 @@ def get() -> Runtime:
     return _runtime
 
 
+def check_reach() -> None:
+    """Raise where this process or thread cannot call Julia; starts nothing."""
+    if _runtime is not None:
+        _runtime.check()
+    elif threading.current_thread() is not threading.main_thread():
+        raise BackendUnavailableError(
+            "Julia has to be started in the main thread: call pyjuliaode.warmup() there first"
+        )
+
+
 def _start() -> Runtime:
     lacking = missing()
     if lacking is not None:
         raise BackendUnavailableError(f"backend 'julia' cannot be used here: {lacking}")
-    if threading.current_thread() is not threading.main_thread():
-        raise BackendUnavailableError(
-            "Julia has to be started in the main thread: call pyjuliaode.warmup() there first"
-        )
+    check_reach()
     try:
         juliacall = load()
     except Exception as error:

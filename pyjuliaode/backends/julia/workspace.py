@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +16,8 @@ from .runtime import Runtime, translated
 
 CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_double)
 PRECISION = {torch.float32: "Float32", torch.float64: "Float64"}
-_KEPT = 16  # idle workspaces, of any size
+_KEPT = 16  # idle workspaces
+_KEPT_BYTES = 256 * 2**20  # and all of them together, but for the last
 
 Key = tuple[int, int, torch.dtype, torch.device, bool]
 
@@ -38,6 +40,8 @@ class Workspace:
         with torch.inference_mode(False):  # made there they could be written there only
             self.u, self.du, self.lam, self.gu = (vector(n) for _ in range(4))
             self.gp, self.jac = vector(p), vector(n * n if jacobian else 0)
+        shared = (self.u, self.du, self.lam, self.gu, self.gp, self.jac)
+        self.bytes = sum(x.numel() * x.element_size() for x in shared)
         self.status = (ctypes.c_int32 * 2)()
         self.error: BaseException | None = None
         self.rhs: RHS | None = None
@@ -51,8 +55,7 @@ class Workspace:
         addresses = [ctypes.cast(c, ctypes.c_void_p).value for c in self._callbacks]
         with runtime.errors():
             self.id = runtime.workspace(
-                *(PRECISION[dtype], device.type),
-                *(self.u, self.du, self.lam, self.gu, self.gp, self.jac),
+                *(PRECISION[dtype], device.type, *shared),
                 *(p, ctypes.addressof(self.status), *addresses),
             )
 
@@ -62,11 +65,25 @@ class Workspace:
         """Serve this problem until the next one; Julia's time is ``sign`` times the user's."""
         self.rhs, self.sign, self._event_fn = RHS(problem), sign, event_fn
         self.error = None
+        self._sides: dict[float, float] = {}
         self._write = self.rhs.writer(self.rhs.destinations(self.du.unsqueeze(0))[0], self.u)
         self._gp = None
         return self.rhs
 
+    def take_sides(self, jumps: Sequence[float], forward: bool) -> None:
+        """Field discontinuities, in the user's time. Where Julia asks at one, it means the side
+        that the solve comes from; after it, it asks at the number next to it.
+        """
+        at = torch.tensor(jumps, dtype=torch.float64, device="cpu").to(self.u.dtype) * self.sign
+        beside = torch.nextafter(at, torch.full_like(at, -math.inf if forward else math.inf))
+        self._sides = dict(zip(at.tolist(), (beside * self.sign).tolist(), strict=True))
+
+    def _time(self, t: float) -> float:
+        """The user's time of Julia's."""
+        return self._sides.get(t, self.sign * t)
+
     def unbind(self) -> None:
+        """Let go of the user's module; in any thread."""
         self.rhs = self._event_fn = self._write = self._gp = None
 
     def _guarded(self, body: Callable[[float], None]) -> Callable[[float], None]:
@@ -85,26 +102,26 @@ class Workspace:
     # The state is copied for the user's module, which may keep it: the vector is overwritten.
 
     def _rhs(self, t: float) -> None:
-        self._write(self.sign * t)
+        self._write(self._time(t) if self._sides else self.sign * t)
         if self.sign < 0:
             self.du.neg_()
 
     def _vjp_u(self, t: float) -> None:
-        _, gu, _ = self.rhs.vjp(self.sign * t, self.u.clone(), self.lam, params=False)
+        _, gu, _ = self.rhs.vjp(self._time(t), self.u.clone(), self.lam, params=False)
         self._put(self.gu, gu)
 
     def _vjp_p(self, t: float) -> None:
-        _, _, gp = self.rhs.vjp(self.sign * t, self.u.clone(), self.lam, state=False)
+        _, _, gp = self.rhs.vjp(self._time(t), self.u.clone(), self.lam, state=False)
         self._put_params(gp)
 
     def _vjp(self, t: float) -> None:
-        du, gu, gp = self.rhs.vjp(self.sign * t, self.u.clone(), self.lam)
+        du, gu, gp = self.rhs.vjp(self._time(t), self.u.clone(), self.lam)
         torch.mul(du, self.sign, out=self.du)
         self._put(self.gu, gu)
         self._put_params(gp)
 
     def _jacobian(self, t: float) -> None:
-        jacobian = self.rhs.jacobian(self.sign * t, self.u.clone())
+        jacobian = self.rhs.jacobian(self._time(t), self.u.clone())
         self.jac.view_as(jacobian).copy_(jacobian.t()).mul_(self.sign)  # column-major there
 
     def _event(self, t: float) -> None:
@@ -177,7 +194,7 @@ def give_back(workspace: Workspace) -> None:
     """Keep a workspace for the next solve of that size; call in the thread that owns Julia."""
     workspace.unbind()
     _idle.append(workspace)
-    if len(_idle) > _KEPT:
+    while len(_idle) > _KEPT or (len(_idle) > 1 and sum(w.bytes for w in _idle) > _KEPT_BYTES):
         oldest = _idle.pop(0)
         oldest.runtime.discard(oldest.id)
 

@@ -28,7 +28,7 @@ from ...errors import SolverError
 from ...problem import Problem
 from ...rhs import RHS, Time, warn_of_lost_gradients
 from ...solution import SolveStats
-from ..autocast import unwrapped
+from ..autocast import autocast_off, unwrapped
 from ..refusal import once_only
 from .callbacks import Callbacks
 from .control import StepFailure, rms
@@ -104,6 +104,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
         return rows
 
     @staticmethod
+    @autocast_off
     def backward(ctx: Any, grad: Tensor) -> Any:
         started = time.perf_counter()
         rows, y0, t, *params = ctx.saved_tensors
@@ -252,7 +253,7 @@ class _Sweep:
         if self.plan.chooses_steps:
             return self.stream.steps(z, t1, t0)
         constructor = self.plan.options.get("grid_constructor")
-        span = torch.tensor([t1, t0], dtype=torch.float64)
+        span = torch.tensor([t1, t0], dtype=torch.float64, device="cpu")
         grid = fixed_grid(self.problem.func, z, span, [t1, t0], self.plan.dt, constructor)
         return self.stream.steps(z, grid)
 

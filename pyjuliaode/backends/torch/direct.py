@@ -18,6 +18,7 @@ from torch import Tensor
 from ...problem import Problem
 from ...rhs import RHS
 from ...solution import SolveStats
+from ..autocast import autocast_off
 from ..refusal import once_only
 from ..replay import Steps, clock_of, replay
 from .forward import Trace, run
@@ -103,6 +104,7 @@ class _Replay(torch.autograd.Function):
         return torch.stack(trace.rows)
 
     @staticmethod
+    @autocast_off
     def backward(ctx: Any, grad: Tensor) -> Any:
         y0, t, *params = ctx.saved_tensors
         grads, nfe = replay(
