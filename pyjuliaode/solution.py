@@ -89,6 +89,7 @@ class SolveStats:
         n_jacobians: Jacobians of the dynamics that an implicit method took, forward and backward.
         n_accepted, n_rejected: steps of the forward solve.
         method, adjoint, backend: what ran.
+        native: the field ran in Julia, without calls into Python.
         retcode: how it ended.
         seconds: wall-clock time of the forward solve.
         seconds_backward: wall-clock time of the backward pass where the adjoint is its own solve.
@@ -102,6 +103,7 @@ class SolveStats:
     method: str = ""
     adjoint: str = ""
     backend: str = ""
+    native: bool = False
     retcode: Retcode = Retcode.SUCCESS
     seconds: float = 0.0
     seconds_backward: float = 0.0

@@ -9,6 +9,7 @@ from typing import Any
 from .errors import InvalidArgumentError, unknown_name
 
 ADJOINTS = ("auto", "direct", "backsolve", "interpolating", "gauss", "quadrature")
+NATIVE = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,12 @@ class Solver:
             (of a Nesterov model) and ``initialization`` ("check", or "brown": solve for the
             algebraic part of y0).
 
+        native: whether the Julia backend runs the field in Julia, without calls into Python:
+            "auto" where the module is made of operations that it knows (linear maps, elementwise
+            functions, views; see README), "always" (an error says why not), "never".
+
     Raises:
-        InvalidArgumentError: a value out of range, or an unknown adjoint.
+        InvalidArgumentError: a value out of range, an unknown adjoint or mode.
     """
 
     method: str = "tsit5"
@@ -62,10 +67,13 @@ class Solver:
     adjoint_rtol: Any = None
     adjoint_atol: Any = None
     options: Mapping[str, Any] | None = None
+    native: str = "auto"
 
     def __post_init__(self) -> None:
         if self.adjoint not in ADJOINTS:
             raise unknown_name("adjoint", self.adjoint, ADJOINTS)
+        if self.native not in NATIVE:
+            raise unknown_name("native", self.native, NATIVE)
         if not isinstance(self.method, str):
             raise InvalidArgumentError(f"method must be a name, got {self.method!r}")
         for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):

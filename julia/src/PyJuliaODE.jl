@@ -27,6 +27,11 @@ using SciMLBase: SciMLBase, DiscreteCallback,
     VectorContinuousCallback, successful_retcode, terminate!
 using SciMLLogging: SciMLLogging
 
+include("native/simd.jl")
+include("native/functions.jl")
+include("native/tape.jl")
+include("native/kernels.jl")
+include("native/evaluate.jl")
 include("host.jl")
 include("callbacks.jl")
 include("workspace.jl")
@@ -36,6 +41,8 @@ include("forward.jl")
 include("dense.jl")
 include("adjoint.jl")
 include("tableau.jl")
+include("native/attach.jl")
+include("native/replay.jl")
 include("versions.jl")
 include("precompile.jl")
 

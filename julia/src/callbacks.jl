@@ -56,7 +56,7 @@ end
 function (e::Event)(out, u, t, integrator)
     ws = e.ws
     gather!(ws.u, u, false)
-    call(ws, ws.callbacks.event, t)
+    call(ws, Val(:event), t)
     copyto!(out, 1, ws.gu, 1, e.count)
     return nothing
 end

@@ -15,6 +15,8 @@ Addresses are of the host's memory; 0 stands for "none".
   consistent initial values of such a system rather than check them
 - `second_order`: the state is (h, v) with h' = v
 - `ncheckpoints`: states to keep beside those at the times; `nevents`: event functions to watch
+- `tape`: computes the field instead of the host's callbacks, with parameters at the addresses listed
+  at `tensors`; `backwards`: its time is minus the solver's ([`attach!`](@ref))
 """
 Base.@kwdef struct Request
     y0::UInt = 0
@@ -40,6 +42,9 @@ Base.@kwdef struct Request
     second_order::Int = 0
     ncheckpoints::Int = 0
     nevents::Int = 0
+    tape::Int = 0
+    tensors::UInt = 0
+    backwards::Int = 0
 end
 
 # Made once: from a level of logging it takes a third of a millisecond.
@@ -58,6 +63,7 @@ steps, Jacobians, the number of the solution that is kept (0: none), its steps.
 function solve!(id::Int, method::String, keep::String, request::Integer, report::Integer)
     ws = WORKSPACES[id]
     asked = unsafe_load(Ptr{Request}(UInt(request)))
+    attach!(id, asked.tape, asked.tensors, asked.backwards)
     alg = algorithm(method)
     jacobian = asked.jacobian != 0 && is_implicit(method)
     asked.mass_at == 0 || initialization_of("brown")   # loads its package, before the solve

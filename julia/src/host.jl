@@ -39,7 +39,7 @@ Flat vectors of length N (gp: of length max(P, 1); jac: N^2 or 0) that host and 
 counts of the host's work. `status` points to two Int32: a callback writes 1 to the first when it has
 succeeded, the host writes non-zero to the second to stop the solve.
 """
-mutable struct Workspace{V <: AbstractVector}
+mutable struct Workspace{V <: AbstractVector, T}
     const u::V
     const du::V
     const lam::V
@@ -58,12 +58,14 @@ mutable struct Workspace{V <: AbstractVector}
     pending_p::Bool
     pending_f::Bool
     pending_at::Tuple{UInt, Float64}
+    native::Union{Nothing, Native{T}}   # computes the field and its products instead of the host
+    spare::Union{Nothing, Native{T}}    # what it was for the last solve
 end
 
 function Workspace(u::V, du::V, lam::V, gu::V, gp::V, jac::V, callbacks, status, nparams) where {V}
-    return Workspace{V}(
+    return Workspace{V, eltype(V)}(
         u, du, lam, gu, gp, jac, callbacks, status, nparams,
-        0, 0, 0, 0, false, false, false, false, (UInt(0), 0.0)
+        0, 0, 0, 0, false, false, false, false, (UInt(0), 0.0), nothing, nothing
     )
 end
 
@@ -76,7 +78,17 @@ function reset!(ws::Workspace; fused::Bool = false)
     return ws
 end
 
-@inline function call(ws::Workspace, f::Ptr{Cvoid}, t)
+"One of the host's callbacks, or a tape in its place."
+@inline function call(ws::Workspace, which::Val{name}, t) where {name}
+    native = ws.native
+    if native !== nothing && name in (:rhs, :vjp_u, :vjp_p, :vjp)
+        evaluate!(native, ws, which, t)
+        return nothing
+    end
+    return call_host(ws, getfield(ws.callbacks, name), t)
+end
+
+@inline function call_host(ws::Workspace, f::Ptr{Cvoid}, t)
     unsafe_load(ws.status, 2) == 0 || throw(HostAbort())
     unsafe_store!(ws.status, Int32(0), 1)
     ccall(f, Cvoid, (Cdouble,), Float64(t))
@@ -135,7 +147,7 @@ function (f::HostRHS)(du, u, p, t)
     end
     ws.pending_p = false
     gather!(ws.u, u, ws.swapped)
-    call(ws, ws.callbacks.rhs, t)
+    call(ws, Val(:rhs), t)
     scatter!(du, ws.du, ws.swapped)
     ws.nf += 1
     return nothing
@@ -150,7 +162,7 @@ function (f::HostVJP)(Jv, v, u, p, t)
     ws = f.ws
     gather!(ws.u, u, ws.swapped)
     gather!(ws.lam, v, ws.swapped)
-    call(ws, ws.fused ? ws.callbacks.vjp : ws.callbacks.vjp_u, t)
+    ws.fused ? call(ws, Val(:vjp), t) : call(ws, Val(:vjp_u), t)
     scatter!(Jv, ws.gu, ws.swapped)
     ws.nvjp += 1
     if ws.fused
@@ -178,7 +190,7 @@ function (f::HostVJPp)(Jv, v, u, p, t)
     end
     gather!(ws.u, u, ws.swapped)
     gather!(ws.lam, v, ws.swapped)
-    call(ws, ws.callbacks.vjp_p, t)
+    call(ws, Val(:vjp_p), t)
     copyto!(Jv, ws.gp)
     ws.nvjp_p += 1
     return nothing
@@ -192,7 +204,7 @@ end
 function (f::HostJac)(J, u, p, t)
     ws = f.ws
     gather!(ws.u, u, ws.swapped)
-    call(ws, ws.callbacks.jac, t)
+    call(ws, Val(:jac), t)
     copyto!(J, ws.jac)
     ws.njac += 1
     return nothing

@@ -28,7 +28,7 @@ function (f::Acceleration)(dv, v, h, p, t)
     ws = f.ws
     n = length(h)
     gather!(ws.u, ArrayPartition(v, h), true)
-    call(ws, ws.callbacks.rhs, t)
+    call(ws, Val(:rhs), t)
     copyto!(dv, 1, ws.du, n + 1, n)
     ws.nf += 1
     return nothing

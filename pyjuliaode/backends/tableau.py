@@ -83,7 +83,7 @@ class Tableau:
 @lru_cache(maxsize=128)
 def _weights(tab: Tableau, dtype: torch.dtype, device: torch.device) -> Weights:
     def tensor(rows: object) -> Tensor:
-        return torch.tensor(rows, dtype=torch.float64).to(dtype=dtype, device=device)
+        return torch.tensor(rows, dtype=torch.float64, device="cpu").to(dtype=dtype, device=device)
 
     return Weights(
         tuple(tensor(row) for row in tab.a),

@@ -26,9 +26,11 @@ from ..replay import Steps, replay
 from ..runge_kutta import Sides
 from ..tableau import Tableau
 from .forward import Forward, Kept, accepted_steps, run_forward
+from .native.field import NativeField
 from .plan import Plan
 from .requests import AdjointReport, AdjointRequest, address, doubles
 from .runtime import Runtime
+from .tableau import numbers_of
 from .workspace import drain
 
 
@@ -41,13 +43,15 @@ class Task:
     plan: Plan
     stats: SolveStats
     keep_dense: bool
+    native: NativeField | None = None
     tableau: Tableau | None = None
     forward: Forward | None = None
 
 
 def run_direct(task: Task) -> Tensor:
     """Rows (T', N), differentiated by replaying the accepted steps."""
-    return _Direct.apply(task, task.problem.y0, task.problem.t, *task.problem.params)
+    function = _Direct if task.native is None or task.problem.t.requires_grad else _NativeDirect
+    return function.apply(task, task.problem.y0, task.problem.t, *task.problem.params)
 
 
 def run_continuous(task: Task) -> Tensor:
@@ -63,7 +67,12 @@ class _Direct(torch.autograd.Function):
         land = ctx.needs_input_grad[2] or task.tableau.dense is None
         inside = len(problem.times) > 2 and not land
         keep = "dense" if inside or task.keep_dense else "steps"
-        done = run_forward(task.runtime, problem, plan, task.stats, keep=keep, land=land)
+        done = run_forward(
+            *(task.runtime, problem, plan, task.stats),
+            keep=keep,
+            land=land,
+            native=task.native,
+        )
         step_t, step_y = accepted_steps(task.runtime, done.kept, problem)
         done.step_t = step_t
         # steps of a failed solve beyond the last row carry nothing
@@ -94,6 +103,55 @@ class _Direct(torch.autograd.Function):
         return None, *grads
 
 
+class _NativeDirect(torch.autograd.Function):
+    """The same gradient as :class:`_Direct`, by the products of a tape, in Julia."""
+
+    @staticmethod
+    def forward(ctx: Any, task: Task, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
+        problem, tableau = task.problem, task.tableau
+        land = tableau.dense is None or len(tableau.dense) != tableau.stages
+        keep = "dense" if task.keep_dense else "steps"
+        inside = len(problem.times) > 2 and not land
+        done = run_forward(
+            *(task.runtime, problem, task.plan, task.stats),
+            keep="dense" if inside else keep,
+            land=land,
+            adjoint=True,
+            native=task.native,
+        )
+        ctx.runtime, ctx.problem, ctx.stats = task.runtime, problem, task.stats
+        ctx.kept, ctx.tableau = done.kept, tableau
+        ctx.save_for_backward(y0, t, *params)
+        task.forward = done
+        return done.rows
+
+    @staticmethod
+    @autocast_off
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        ctx.runtime.check()
+        started = time.perf_counter()
+        y0, t, *params = ctx.saved_tensors
+        problem, kept = ctx.problem, ctx.kept
+        rows = grad.detach().contiguous()
+        du0 = torch.empty_like(rows[0])
+        dp = rows.new_empty(max(sum(p.numel() for p in params), 1))
+        times = doubles([kept.sign * x for x in problem.times[: rows.shape[0]]])
+        degree, numbers = numbers_of(ctx.tableau)
+        with ctx.runtime.errors():
+            nfe = ctx.runtime.replay(
+                *(kept.number, ctx.tableau.stages, degree, numbers.data_ptr()),
+                *(address(times), len(times), rows.data_ptr(), du0.data_ptr(), dp.data_ptr()),
+            )
+        ctx.stats.nfe_backward = int(nfe)
+        ctx.stats.seconds_backward = time.perf_counter() - started
+        pieces = dp.split([p.numel() for p in params]) if params else ()
+        found = [g.view(p.shape) for g, p in zip(pieces, params, strict=True)]
+        grads = [du0, None, *found]
+        if torch.is_grad_enabled():
+            grads = once_only("direct (replay)", grads, [grad, y0, t, *params])
+        return None, *grads
+
+
 class _Continuous(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, task: Task, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
@@ -101,7 +159,13 @@ class _Continuous(torch.autograd.Function):
         few = plan.checkpoints is not None or plan.adjoint == "backsolve"
         keep = "checkpoints" if few and not task.keep_dense else "dense"
         task.runtime.adjoints()
-        done = run_forward(task.runtime, task.problem, plan, task.stats, keep=keep, adjoint=True)
+        done = run_forward(
+            *(task.runtime, task.problem, plan, task.stats),
+            keep=keep,
+            adjoint=True,
+            native=task.native,
+        )
+        ctx.native = task.native is not None
         ctx.runtime, ctx.problem, ctx.plan, ctx.stats = task.runtime, task.problem, plan, task.stats
         ctx.kept = done.kept
         ctx.save_for_backward(done.rows.clone(), y0, t, *params)
@@ -169,7 +233,8 @@ def _solve_adjoint(
     lam = torch.empty_like(problem.y0)
     dp = grad.new_empty(max(sum(p.numel() for p in problem.params), 1))
     rhs = workspace.rhs
-    rhs.inspect = partial(refuse_lost_gradients, problem)
+    if not ctx.native:
+        rhs.inspect = partial(refuse_lost_gradients, problem)
     before = (rhs.nfe, rhs.n_vjp, rhs.n_jacobians)
     times_c = doubles([kept.sign * problem.times[i] for i in used])
     request, report = AdjointRequest(), AdjointReport()
@@ -193,6 +258,9 @@ def _solve_adjoint(
             )
     finally:
         ctx.stats.nfe_backward = rhs.nfe - before[0] + rhs.n_vjp - before[1]
+        if ctx.native:
+            products = report.vjp_u + report.vjp_p + report.vjp
+            ctx.stats.nfe_backward = int(products + report.nf)
         ctx.stats.n_jacobians += rhs.n_jacobians - before[2]
     retcode = Retcode.of(str(code))
     if not retcode.successful:

@@ -24,6 +24,7 @@ from .adjoint import Task, run_continuous, run_direct
 from .environment import missing
 from .forward import Forward, KeptDense, accepted_steps, run_forward
 from .methods import names
+from .native.field import NativeField, native_field
 from .plan import ADJOINTS, Plan
 from .runtime import Runtime, check_reach, get, started
 from .tableau import tableau_of
@@ -132,9 +133,35 @@ class JuliaBackend:
             _check_backward_thread(problem)
         started = time.perf_counter()
         keep_dense = bool(solver.option("dense", True))
-        result = _run(runtime, problem, plan, stats, keep_dense, event_fn)
+        native = _native(runtime, problem, solver, plan)
+        stats.native = native is not None
+        result = _run(runtime, problem, plan, stats, keep_dense, event_fn, native)
         stats.seconds = time.perf_counter() - started
         return result
+
+
+def _native(
+    runtime: Runtime, problem: Problem, solver: Solver, plan: Plan
+) -> NativeField | None:
+    """The tape that runs the field, or None.
+
+    Raises:
+        UnsupportedError: ``native="always"``, and there is none; says why.
+    """
+    if solver.native == "never":
+        return None
+    found: NativeField | str
+    if problem.y0.device.type != "cpu":
+        found = "native mode is of the CPU"
+    elif plan.jumps or problem.mass is not None or problem.explicit_params is not None:
+        found = "it goes with neither options['jump_t'], a mass matrix nor adjoint_params"
+    else:
+        found = native_field(runtime, problem)
+    if isinstance(found, NativeField):
+        return found
+    if solver.native == "always":
+        raise UnsupportedError(f"native='always', but the field cannot be run in Julia: {found}")
+    return None
 
 
 def _run(
@@ -144,14 +171,15 @@ def _run(
     stats: SolveStats,
     keep_dense: bool,
     event_fn: Callable[..., Tensor] | None,
+    native: NativeField | None,
 ) -> Result:
     if event_fn is not None:
         return _run_to_event(runtime, problem, plan, stats, event_fn)
     if not _wants_gradient(problem):
         keep = "dense" if keep_dense else ""
-        done = run_forward(runtime, problem, plan, stats, keep=keep)
+        done = run_forward(runtime, problem, plan, stats, keep=keep, native=native)
         return _result(runtime, problem, stats, done, done.rows, keep_dense)
-    task = Task(runtime, problem, plan, stats, keep_dense)
+    task = Task(runtime, problem, plan, stats, keep_dense, native)
     if plan.adjoint == "direct":
         task.tableau = tableau_of(runtime, plan.method.name)
         if task.tableau is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...errors import InvalidArgumentError
 from ...problem import Problem
 from ...solution import Retcode, SolveStats
+from .native.field import NativeField
 from .plan import Plan
 from .requests import Report, Request, address, doubles
 from .runtime import Runtime
@@ -66,10 +67,11 @@ def run_forward(
     event_fn: Callable[..., Tensor] | None = None,
     nevents: int = 0,
     adjoint: bool = False,
+    native: NativeField | None = None,
 ) -> Forward:
     """Solve. ``keep`` is "", "dense", "steps" or "checkpoints"; ``land``: steps end on times.
 
-    ``adjoint``: the workspace is going to serve an adjoint too.
+    ``adjoint``: the workspace is going to serve an adjoint too; ``native``: runs the field.
     """
     y0 = problem.y0.detach().contiguous()
     times = problem.times
@@ -85,6 +87,9 @@ def run_forward(
     request.times, request.ntimes = address(times_c), len(ours)
     alive = _fill(request, problem, plan, ours, sign, land)
     request.jacobian, request.nevents = jacobian, nevents
+    if native is not None:
+        request.tape, request.tensors = native.id, native.addresses()
+        request.backwards = sign < 0
     workspace = acquire(runtime, problem, jacobian, params=adjoint)
     rhs = workspace.bind(problem, sign, event_fn)
     if plan.jumps:
@@ -95,7 +100,7 @@ def run_forward(
                 workspace.id, plan.method.name, keep, address(request), address(report)
             )
     finally:
-        stats.nfe_forward += rhs.nfe
+        stats.nfe_forward += rhs.nfe if native is None else int(report.nf)
         stats.n_jacobians += rhs.n_jacobians
         number = int(report.handle)
         if number == 0:

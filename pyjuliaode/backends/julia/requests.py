@@ -34,6 +34,9 @@ class Request(ctypes.Structure):
         ("second_order", _INTEGER),
         ("ncheckpoints", _INTEGER),
         ("nevents", _INTEGER),
+        ("tape", _INTEGER),
+        ("tensors", _ADDRESS),
+        ("backwards", _INTEGER),
     )
 
 

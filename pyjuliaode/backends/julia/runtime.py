@@ -34,11 +34,15 @@ class Runtime:
         self._main = juliacall.Main
         self.package = self._require("PyJuliaODE")
         self._require("DLPack")  # with it and PythonCall comes the import of tensors
-        names = ("workspace", "discard", "release", "solve", "steps", "interpolate", "adjoint")
+        names = (
+            *("workspace", "discard", "release", "solve", "steps", "interpolate", "adjoint"),
+            *("tape", "forget_tape", "attach", "probe", "replay"),
+        )
         for name in names:  # looked up once: name_b is Julia's name!
             setattr(self, name, getattr(self.package, f"{name}_b"))
         # solutions that nobody holds any more: (number, workspace)
         self.released: deque[tuple[int, Any]] = deque()
+        self.forgotten: deque[int] = deque()  # tapes
         self._adjoints = self._cuda = False
 
     def _require(self, name: str) -> Any:

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import torch
+from torch import Tensor
+
 from ..tableau import Tableau
 from .runtime import Runtime
+
+
+@lru_cache(maxsize=64)
+def numbers_of(tableau: Tableau) -> tuple[int, Tensor]:
+    """The degree of the interpolant, and c, b, a, and the interpolant by rows, for Julia."""
+    s = tableau.stages
+    a = [[*row, *(0.0 for _ in range(s - len(row)))] for row in ((), *tableau.a)]
+    dense = tableau.dense or [()] * s
+    rows = [tableau.c, tableau.b, *a, *dense]
+    flat = [x for row in rows for x in row]
+    return len(dense[0]), torch.tensor(flat, dtype=torch.float64, device="cpu")
 
 
 @lru_cache(maxsize=64)

@@ -205,3 +205,5 @@ def drain(runtime: Runtime) -> None:
         number, workspace = runtime.released.popleft()
         runtime.release(number)
         give_back(workspace)
+    while runtime.forgotten:
+        runtime.forget_tape(runtime.forgotten.popleft())

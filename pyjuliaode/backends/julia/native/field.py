@@ -1,0 +1,195 @@
+"""Tapes in use: made once for a module and a shape, checked against torch, dropped when the module
+is no longer what it was.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....problem import Problem
+from ....rhs import RHS, PerFunction
+from ...autocast import AutocastField
+from ..runtime import Runtime
+from ..workspace import acquire, give_back
+from .tape import Tape
+from .translate import Untranslatable, translate
+
+# Relative to the largest number of a result: rounding in another order, of sums of any length.
+_AGREEMENT = {torch.float64: 1e-11, torch.float32: 1e-4}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_fields = PerFunction()
+
+
+class NativeField:
+    """A module's tape in Julia, with what it was made of."""
+
+    def __init__(self, runtime: Runtime, problem: Problem, tape: Tape):
+        self._tensors = [tensor for tensor, _ in tape.tensors]
+        self._seen = _Seen(problem.func)
+        self._params = problem.params
+        starts = {id(p): 0 for p in problem.params}
+        offset = 0
+        for p in problem.params:
+            starts[id(p)] = offset
+            offset += p.numel()
+        listed = [(first, i, x.numel()) for i, (x, first) in enumerate(tape.tensors)]
+        wanted = [(first, starts[id(x)], x.numel()) for x, first in tape.tensors if id(x) in starts]
+        ops = [*tape.before_time, *tape.timely, *tape.ops]
+        header = [
+            *(len(tape.before_time), len(tape.timely), len(tape.ops), len(tape.table)),
+            *(len(listed), len(wanted), tape.later, tape.scalars, tape.features, *tape.shape),
+            *(tape.result.at, tape.result.first),
+        ]
+        arrays = [
+            _array(header),
+            _array([x for op in ops for x in op.numbers()]),
+            _array(tape.table, torch.int32),
+            _array([x for triple in (*listed, *wanted) for x in triple]),
+            _array([x for op in ops for x in (op.a, op.b)], torch.float64),
+        ]
+        with runtime.errors():
+            self.id = int(runtime.tape(*(a.data_ptr() for a in arrays), problem.y0.element_size()))
+        weakref.finalize(self, runtime.forgotten.append, self.id).atexit = False
+        self._addresses = torch.zeros(max(len(self._tensors), 1), dtype=torch.int64, device="cpu")
+
+    def current(self, problem: Problem) -> bool:
+        """Whether the module and its parameters are still those of the tape."""
+        params = problem.params
+        same = len(params) == len(self._params) and all(
+            a is b for a, b in zip(params, self._params, strict=True)
+        )
+        return same and self._seen.unchanged()
+
+    def addresses(self) -> int:
+        """Where Julia reads where the tensors lie now."""
+        for i, tensor in enumerate(self._tensors):
+            self._addresses[i] = tensor.data_ptr()
+        return self._addresses.data_ptr()
+
+
+def _array(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.tensor(values or [0], dtype=dtype, device="cpu")
+
+
+class _Seen:
+    """A module as it was: any change of an attribute, submodule or hook is noticed.
+
+    What an attribute holds is compared by identity, so a change inside a list is not seen.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._entries: list[tuple[dict, str, Any]] = []
+        self._sizes: list[tuple[dict, int]] = []
+        self._hooks: list[dict] = []
+        for part in module.modules():
+            own = vars(part)
+            for holder in (own, own["_parameters"], own["_buffers"], own["_modules"]):
+                self._sizes.append((holder, len(holder)))
+                standard = holder is own and vars(nn.Module()).keys() - {"training"}
+                self._entries += [
+                    (holder, name, value)
+                    for name, value in holder.items()
+                    if not (standard and name in standard)
+                ]
+            self._hooks += [own[name] for name in _HOOKS]
+
+    def unchanged(self) -> bool:
+        return (
+            all(holder.get(name) is value for holder, name, value in self._entries)
+            and all(len(holder) == size for holder, size in self._sizes)
+            and not any(self._hooks)
+        )
+
+
+def native_field(runtime: Runtime, problem: Problem) -> NativeField | str:
+    """The tape of a problem's field, or why it has none."""
+    func, y0 = problem.func, problem.y0
+    key = (problem.structure.shapes, y0.dtype)
+    known = _fields.get(func, key)
+    if isinstance(known, NativeField) and known.current(problem):
+        return known
+    if isinstance(known, _Refused) and known.seen.unchanged():
+        return known.reason
+    if isinstance(func, AutocastField):
+        return "torch.autocast is on"
+    if not isinstance(func, nn.Module):
+        return "func is no torch.nn.Module, so changes of what it uses are not seen"
+    if problem.structure.is_tuple:
+        return "the state is a tuple of tensors"
+    try:
+        made: NativeField | _Refused = _made(runtime, problem)
+    except Untranslatable as error:
+        made = _Refused(str(error), _Seen(func))
+    _fields.put(func, key, made)
+    return made if isinstance(made, NativeField) else made.reason
+
+
+class _Refused:
+    def __init__(self, reason: str, seen: _Seen):
+        self.reason, self.seen = reason, seen
+
+
+def _made(runtime: Runtime, problem: Problem) -> NativeField:
+    func = problem.func
+    if any(vars(part)[name] for part in func.modules() for name in _HOOKS):
+        raise Untranslatable("the module has hooks, which would not be called")
+    before = _Seen(func)
+    rhs = RHS(problem)
+    y = problem.y0.detach().view(problem.structure.shapes[0])
+    tape = translate(func, rhs.time(problem.times[0]), y)
+    if not before.unchanged():
+        raise Untranslatable("calling the module changes its attributes")
+    native = NativeField(runtime, problem, tape)
+    _check(runtime, problem, native)
+    return native
+
+
+def _check(runtime: Runtime, problem: Problem, native: NativeField) -> None:
+    """Raise where value or products differ from torch's, at the start and at a random state."""
+    y0, times = problem.y0.detach(), problem.times
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(y0.shape, dtype=y0.dtype, generator=generator)
+    cotangent = torch.randn(y0.shape, dtype=y0.dtype, generator=generator)
+    workspace = acquire(runtime, problem)
+    try:
+        rhs = workspace.bind(problem, 1.0)
+        with runtime.errors():
+            runtime.attach(workspace.id, native.id, native.addresses(), 0)
+        for t, y in ((times[0], y0), (times[-1], y0 + noise * (1 + y0.abs().mean()))):
+            if t in (float("inf"), -float("inf")):
+                t = times[0] + 1.0
+            value, gu, gp = rhs.vjp(t, y, cotangent)
+            workspace.u.copy_(y)
+            workspace.lam.copy_(cotangent)
+            with runtime.errors():
+                runtime.probe(workspace.id, t)
+            flat = [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(problem.params, gp, strict=True)
+            ]
+            wanted = torch.cat([g.reshape(-1) for g in flat]) if flat else y.new_zeros(1)
+            pairs: list[tuple[str, Tensor, Tensor | None]] = [
+                ("value", workspace.du, value),
+                ("product with df/dy", workspace.gu, gu),
+                ("product with df/dparams", workspace.gp, wanted),
+            ]
+            for what, found, expected in pairs:
+                _compare(what, found, torch.zeros_like(found) if expected is None else expected)
+    finally:
+        with runtime.errors():
+            runtime.attach(workspace.id, 0, 0, 0)
+        give_back(workspace)
+
+
+def _compare(what: str, found: Tensor, expected: Tensor) -> None:
+    if torch.equal(found.isfinite(), expected.isfinite()):
+        finite = expected.isfinite()
+        size = float(expected[finite].abs().max()) if bool(finite.any()) else 0.0
+        off = float((found[finite] - expected[finite]).abs().max()) if bool(finite.any()) else 0.0
+        if off <= _AGREEMENT[found.dtype] * (size + 1e-30):
+            return
+    raise Untranslatable(f"its {what} came out otherwise than torch's")
