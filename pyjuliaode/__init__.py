@@ -8,6 +8,9 @@ from .api import odeint_dense as odeint_dense
 from .api import odeint_event as odeint_event
 from .api import solve as solve
 from .api import warmup as warmup
+from .crosscheck import CrossCheck as CrossCheck
+from .crosscheck import DisagreementError as DisagreementError
+from .crosscheck import crosscheck as crosscheck
 from .dae import SemiExplicitDAE as SemiExplicitDAE
 from .doctor import doctor as doctor
 from .dynamics import ANODE as ANODE

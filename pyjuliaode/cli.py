@@ -1,4 +1,4 @@
-"""The command line: pyjuliaode run, list, compare, bench, doctor, setup-julia."""
+"""The command line: pyjuliaode run, list, compare, crosscheck, bench, doctor, setup-julia."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .errors import PyJuliaODEError
 if TYPE_CHECKING:
     from .experiments.config import RunConfig
 
+DISAGREED = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 app = typer.Typer(
@@ -220,6 +221,78 @@ def _report_failures(summary: Mapping[str, Any]) -> None:
         if run["status"] != "finished":
             reason = run["error"] or "see its folder"
             typer.echo(f"{run['model']} seed {run['seed']} {run['status']}: {reason}", err=True)
+
+
+@app.command("crosscheck")
+def crosscheck_command(
+    model: Annotated[str, typer.Option(help="The model's class name in lower case.")] = "hbnode",
+    problem: Annotated[
+        str, typer.Option(help="Data of the initial state: point-cloud or digits.")
+    ] = "point-cloud",
+    backend: Annotated[
+        list[str] | None, typer.Option(help="torch or julia; repeatable. [default: both]")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="An adaptive method; repeatable. [default: dopri5, tsit5]"),
+    ] = None,
+    adjoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto, direct, backsolve, interpolating, gauss or quadrature; repeatable. "
+            "[default: direct, gauss]"
+        ),
+    ] = None,
+    tol: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Relative and absolute tolerance; repeatable. [default: 1e-4, 1e-6, 1e-8]"
+        ),
+    ] = None,
+    bound: Annotated[
+        float | None,
+        typer.Option(help="Largest deviation in units of tolerance. [default: 100]"),
+    ] = None,
+    witnesses: Annotated[
+        bool, typer.Option(help="Beside SciPy, torchdiffeq and torchode where installed.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the network's weights.")] = 0,
+    out: Annotated[str, typer.Option(help="Folder to write to.")] = "runs/crosscheck",
+) -> None:
+    """Solve one problem in several ways; status 1 and who, where and when if they disagree."""
+    with _clean_errors():
+        from .crosscheck import crosscheck
+        from .crosscheck.compare import ADJOINTS, METHODS
+        from .crosscheck.problems import build
+        from .crosscheck.result import check_folder
+
+        check_folder(out)
+        title, func, y0, t = build(model, problem, seed)
+        try:
+            check = crosscheck(
+                func,
+                y0,
+                t,
+                methods=method or METHODS,
+                adjoints=adjoint or ADJOINTS,
+                backends=backend or None,
+                tols=tol or None,
+                bound=bound,
+                witnesses=witnesses,
+                title=title,
+                progress=True,
+            )
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted; nothing was written", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        written = check.save(out)
+        typer.echo(check.table())
+        typer.echo(check.verdict.sentence)
+        typer.echo(f"written to {out}: {', '.join(path.name for path in written)}")
+        if not check.agrees:
+            for found in check.verdict.disagreements:
+                typer.echo(f"disagreement: {' '.join(found.sentence.split())}", err=True)
+            raise typer.Exit(DISAGREED)
 
 
 @app.command(

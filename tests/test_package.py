@@ -61,6 +61,7 @@ solve Solver Solution SolveStats Retcode NeuralODE
 NODE ANODE SONODE HBNODE GHBNODE NesterovNODE GNesterovNODE
 SemiExplicitDAE
 backends doctor warmup
+crosscheck CrossCheck DisagreementError
 PyJuliaODEError InvalidArgumentError UnsupportedError BackendUnavailableError BackendError
 SolverError
 GradientWarning
@@ -89,6 +90,7 @@ PARTS = {
     **dict.fromkeys(("plotting", "validation", "diagnostics", "doctor", "dae"), "models"),
     "data": "data",
     **dict.fromkeys(("experiments", "bench", "bench_problems"), "experiments"),
+    "crosscheck": "crosscheck",
     "cli": "cli",
     "__main__": "cli",
     "__init__": "front",
@@ -101,9 +103,10 @@ MAY_IMPORT = {
     "data": {"foundation", "data"},
     "api": {"foundation", "backends", "api"},
     "models": {"foundation", "backends", "dynamics", "api", "models"},
-    "experiments": set(PARTS.values()) - {"cli"},
+    "experiments": set(PARTS.values()) - {"cli", "crosscheck"},
+    "crosscheck": set(PARTS.values()) - {"cli"},
     "cli": set(PARTS.values()),
-    "front": {"foundation", "backends", "dynamics", "api", "models"},
+    "front": {"foundation", "backends", "dynamics", "api", "models", "crosscheck"},
 }
 
 

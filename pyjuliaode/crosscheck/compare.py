@@ -168,10 +168,11 @@ def _competitors(
     for name, values in (("methods", methods), ("adjoints", adjoints), ("backends", chosen)):
         if isinstance(values, str) or not values:
             raise InvalidArgumentError(f"{name} must be a non-empty list of names, got {values!r}")
+    methods, adjoints = dict.fromkeys(methods), dict.fromkeys(adjoints)  # each once
     mine: list[Competitor] = [own(b, m, a) for b in chosen for m in methods for a in adjoints]
     for method in methods:
         check_method(method, chosen)
-    return mine + witnesses(_witnesses(wanted), methods)
+    return mine + witnesses(_witnesses(wanted), tuple(methods))
 
 
 def _bar(total: int, progress: bool) -> Any:

@@ -38,9 +38,7 @@ class Field(nn.Module):
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(n_in + 1, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, n_out)
-        )
+        self.net = nn.Sequential(nn.Linear(n_in + 1, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, n_out))
 
     def forward(self, t: Tensor, h: Tensor) -> Tensor:
         return self.net(torch.cat([h, t.to(h).expand(*h.shape[:-1], 1)], dim=-1))

@@ -94,9 +94,12 @@ end
         id = number(tape.result, tape.table, j)
         dy = feature(dout, j, L)
         if id >= 0
-            add_lanes!(feature(m.dA, id, L), dy, L, l -> one(T))
+            dx = feature(m.dA, id, L)
+            @simd ivdep for l in 1:L
+                unsafe_store!(dx, unsafe_load(dx, l) + unsafe_load(dy, l), l)
+            end
         elseif scalars
-            add_sum!(m.dS, -id, dy, L, l -> one(T))
+            add_sum!(m.dS, -id, dy, L, one(T))
         end
     end
     return nothing

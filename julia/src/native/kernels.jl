@@ -24,7 +24,7 @@ end
 
 function forward!(op::Op, table, m::Arena)
     op.code < 32 ? with_function(f -> unary!(f, op, table, m), op.code) :
-        op.code == LINEAR ? linear!(op, table, m) :
+        op.code == LINEAR ? linear!(op, m) :
         op.code == ADD ? binary!((x, y, a) -> muladd(a, y, x), op, table, m) :
         op.code == MUL ? binary!((x, y, a) -> x * y, op, table, m) :
         binary!((x, y, a) -> x / y, op, table, m)
@@ -98,121 +98,86 @@ end
     return nothing
 end
 
-function linear!(op::Op, table, m::Arena{T}) where {T}
-    L, fi, fo = m.L, op.inputs, op.outputs
+function linear!(op::Op, m::Arena{T}) where {T}
     W = m.S + op.weight * sizeof(T)
-    for g in 0:(op.n ÷ fo - 1)
-        out = op.out + g * fo
-        if L == 1
-            for o in 0:(fo - 1)
-                s = op.bias >= 0 ? unsafe_load(m.S, op.bias + o + 1) : zero(T)
-                row = W + o * fi * sizeof(T)
-                if op.x.first >= 0
-                    x = m.A + (op.x.first + g * fi) * sizeof(T)
-                    @simd for i in 1:fi
-                        s = muladd(unsafe_load(row, i), unsafe_load(x, i), s)
-                    end
-                else
-                    for i in 1:fi
-                        id = number(op.x, table, g * fi + i - 1)
-                        x = id >= 0 ? unsafe_load(m.A, id + 1) : unsafe_load(m.S, -id)
-                        s = muladd(unsafe_load(row, i), x, s)
-                    end
-                end
-                unsafe_store!(m.A, s, out + o + 1)
-            end
-        else
-            linear_group!(op, table, m, W, g, out)
-        end
+    bias = op.bias >= 0 ? m.S + op.bias * sizeof(T) : C_NULL
+    for g in 0:(op.n ÷ op.outputs - 1)
+        x = feature(m.A, op.x.first + g * op.inputs, m.L)
+        y = feature(m.A, op.out + g * op.outputs, m.L)
+        m.L == 1 ? affine_lane!(y, W, bias, x, op.inputs, op.outputs) :
+            affine_lanes!(y, W, bias, x, op.inputs, op.outputs, m.L)
     end
     return nothing
 end
 
-# Four outputs at a time on two vectors of lanes: eight sums stay in registers, and a weight is loaded
-# once for both.
-function linear_group!(op::Op, table, m::Arena{T}, W::Ptr{T}, g, out) where {T}
-    L, fi, fo, N = m.L, op.inputs, op.outputs, width(T)
-    vw = Val(N)
+function affine_lane!(y::Ptr{T}, W::Ptr{T}, bias::Ptr, x::Ptr{T}, fi, fo) where {T}
+    for o in 1:fo
+        s = bias == C_NULL ? zero(T) : unsafe_load(Ptr{T}(bias), o)
+        row = W + (o - 1) * fi * sizeof(T)
+        @simd for i in 1:fi
+            s = muladd(unsafe_load(row, i), unsafe_load(x, i), s)
+        end
+        unsafe_store!(y, s, o)
+    end
+    return nothing
+end
+
+# Some outputs at a time on two vectors of lanes: the sums stay in registers, a weight is loaded once
+# for both, a vector of inputs once for all.
+function affine_lanes!(y::Ptr{T}, W::Ptr{T}, bias::Ptr, x::Ptr{T}, fi, fo, L) where {T}
+    o = 0
+    while o < fo
+        k = fo - o >= 6 ? 6 : fo - o >= 4 ? 4 : fo - o >= 2 ? 2 : 1
+        out, rows = feature(y, o, L), W + o * fi * sizeof(T)
+        b = bias == C_NULL ? bias : bias + o * sizeof(T)
+        k == 6 ? rows!(Val(6), out, rows, b, x, fi, L) : k == 4 ? rows!(Val(4), out, rows, b, x, fi, L) :
+            k == 2 ? rows!(Val(2), out, rows, b, x, fi, L) : rows!(Val(1), out, rows, b, x, fi, L)
+        o += k
+    end
+    return nothing
+end
+
+function rows!(k::Val{K}, y::Ptr{T}, W, bias, x, fi, L) where {K, T}
+    N = width(T)
     l = 0
+    while L - l >= 2N
+        tile!(k, Val(2), Val(N), y + l * sizeof(T), W, bias, x + l * sizeof(T), fi, L)
+        l += 2N
+    end
+    if L - l >= N
+        tile!(k, Val(1), Val(N), y + l * sizeof(T), W, bias, x + l * sizeof(T), fi, L)
+        l += N
+    end
     while l < L
-        two = L - l >= 2N
-        whole = L - l >= N
-        o = 0
-        while o < fo
-            four = fo - o >= 4
-            if four && two
-                block!(Val(4), Val(2), vw, op, table, m, W, g, out, o, l)
-            elseif whole
-                four ? block!(Val(4), Val(1), vw, op, table, m, W, g, out, o, l) :
-                    block!(Val(1), Val(two ? 2 : 1), vw, op, table, m, W, g, out, o, l)
-            else
-                rest!(op, table, m, W, g, out, o, l, four ? 4 : 1)
-            end
-            o += four ? 4 : 1
-        end
-        l += two ? 2N : whole ? N : L - l
+        tile!(k, Val(1), Val(1), y + l * sizeof(T), W, bias, x + l * sizeof(T), fi, L)
+        l += 1
     end
     return nothing
 end
 
-@inline @generated function block!(
-        ::Val{O}, ::Val{C}, vw::Val{N}, op, table, m::Arena{T}, W, g, out, o, l
-    ) where {O, C, N, T}
+"K outputs of `y = W x + bias` on C vectors of N lanes."
+@inline @generated function tile!(
+        ::Val{K}, ::Val{C}, vw::Val{N}, y::Ptr{T}, W::Ptr{T}, bias, x::Ptr{T}, fi, L
+    ) where {K, C, N, T}
     acc(k, c) = Symbol(:acc_, k, :_, c)
-    quote
-        L, fi = m.L, op.inputs
-        $((:($(acc(k, 1)) = splat(vw, op.bias >= 0 ? unsafe_load(m.S, op.bias + o + $k) : zero(T))) for k in 1:O)...)
-        $((:($(acc(k, c)) = $(acc(k, 1))) for k in 1:O, c in 2:C)...)
-        row = W + o * fi * sizeof(T)
-        for i in 0:(fi - 1)
-            id = number(op.x, table, g * fi + i)
-            if id >= 0
-                x = feature(m.A, id, L) + l * sizeof(T)
-                $((:($(Symbol(:x_, c)) = vload(vw, x + $((c - 1) * N) * sizeof(T))) for c in 1:C)...)
-            else
-                x_1 = splat(vw, unsafe_load(m.S, -id))
-                $((:($(Symbol(:x_, c)) = x_1) for c in 2:C)...)
-            end
+    v(c) = Symbol(:x_, c)
+    step = N * sizeof(T)
+    return quote
+        $((:($(acc(k, 1)) = splat(vw, bias == C_NULL ? zero(T) : unsafe_load(Ptr{T}(bias), $k))) for k in 1:K)...)
+        $((:($(acc(k, c)) = $(acc(k, 1))) for k in 1:K, c in 2:C)...)
+        for i in 1:fi
+            $((:($(v(c)) = vload(vw, x + $((c - 1) * step))) for c in 1:C)...)
             $((
                 quote
-                    w = splat(vw, unsafe_load(row, $(k - 1) * fi + i + 1))
-                    $((:($(acc(k, c)) = vmuladd(w, $(Symbol(:x_, c)), $(acc(k, c)))) for c in 1:C)...)
-                end for k in 1:O
+                    w = splat(vw, unsafe_load(W, $(k - 1) * fi + i))
+                    $((:($(acc(k, c)) = vmuladd(w, $(v(c)), $(acc(k, c)))) for c in 1:C)...)
+                end for k in 1:K
             )...)
+            x += L * sizeof(T)
         end
-        $((
-            :(vstore!(feature(m.A, out + o + $(k - 1), L) + (l + $((c - 1) * N)) * sizeof(T), $(acc(k, c))))
-                for k in 1:O, c in 1:C
-        )...)
+        $((:(vstore!(feature(y, $(k - 1), L) + $((c - 1) * step), $(acc(k, c)))) for k in 1:K, c in 1:C)...)
         return nothing
     end
-end
-
-"The lanes that fill no vector."
-function rest!(op, table, m::Arena{T}, W, g, out, o, l, count) where {T}
-    L, fi = m.L, op.inputs
-    for k in o:(o + count - 1)
-        y = feature(m.A, out + k, L)
-        s = op.bias >= 0 ? unsafe_load(m.S, op.bias + k + 1) : zero(T)
-        for r in (l + 1):L
-            unsafe_store!(y, s, r)
-        end
-        for i in 0:(fi - 1)
-            w = unsafe_load(W, k * fi + i + 1)
-            id = number(op.x, table, g * fi + i)
-            if id >= 0
-                x = feature(m.A, id, L)
-                @simd ivdep for r in (l + 1):L
-                    unsafe_store!(y, muladd(w, unsafe_load(x, r), unsafe_load(y, r)), r)
-                end
-            else
-                for r in (l + 1):L
-                    unsafe_store!(y, muladd(w, unsafe_load(m.S, -id), unsafe_load(y, r)), r)
-                end
-            end
-        end
-    end
-    return nothing
 end
 
 # ------------------------------------------------------------------------------------------ backward
@@ -220,7 +185,7 @@ end
 "`scalars`: cotangents of S too."
 function backward!(op::Op, table, m::Arena, scalars::Bool)
     op.code < 32 ? with_function(f -> unary_back!(f, op, table, m, scalars), op.code) :
-        op.code == LINEAR ? linear_back!(op, table, m, scalars) :
+        op.code == LINEAR ? linear_back!(op, m, scalars) :
         op.code == ADD ? binary_back!((x, y, a) -> one(a), (x, y, a) -> a, op, table, m, scalars) :
         op.code == MUL ? binary_back!((x, y, a) -> y, (x, y, a) -> x, op, table, m, scalars) :
         binary_back!((x, y, a) -> inv(y), (x, y, a) -> -x / (y * y), op, table, m, scalars)
@@ -235,7 +200,7 @@ function unary_back!(f::F, op::Op, table, m::Arena{T}, scalars) where {F, T}
         y, dy = feature(m.A, op.out + j, L), feature(m.dA, op.out + j, L)
         if id < 0
             rate = slope(f, unsafe_load(m.S, -id), unsafe_load(y, 1), a, b)
-            scalars && add_sum!(m.dS, -id, dy, L, l -> rate)
+            scalars && add_sum!(m.dS, -id, dy, L, rate)
             continue
         end
         x, dx = feature(m.A, id, L), feature(m.dA, id, L)
@@ -253,202 +218,199 @@ function binary_back!(fx::FX, fy::FY, op::Op, table, m::Arena{T}, scalars) where
         i, k = number(op.x, table, j), number(op.y, table, j)
         dout = feature(m.dA, op.out + j, L)
         if i >= 0 && k >= 0
-            x, y = feature(m.A, i, L), feature(m.A, k, L)
-            add_lanes!(feature(m.dA, i, L), dout, L, l -> fx(unsafe_load(x, l), unsafe_load(y, l), a))
-            add_lanes!(feature(m.dA, k, L), dout, L, l -> fy(unsafe_load(x, l), unsafe_load(y, l), a))
+            lanes_back!(fx, fy, m, i, k, dout, a)
         elseif i >= 0
-            x, y = feature(m.A, i, L), unsafe_load(m.S, -k)
-            add_lanes!(feature(m.dA, i, L), dout, L, l -> fx(unsafe_load(x, l), y, a))
-            scalars && add_sum!(m.dS, -k, dout, L, l -> fy(unsafe_load(x, l), y, a))
+            lane_number_back!(fx, fy, m, i, -k, dout, a, scalars)
         elseif k >= 0
-            x, y = unsafe_load(m.S, -i), feature(m.A, k, L)
-            add_lanes!(feature(m.dA, k, L), dout, L, l -> fy(x, unsafe_load(y, l), a))
-            scalars && add_sum!(m.dS, -i, dout, L, l -> fx(x, unsafe_load(y, l), a))
+            lane_number_back!(
+                (y, x, a) -> fy(x, y, a), (y, x, a) -> fx(x, y, a), m, k, -i, dout, a, scalars
+            )
         elseif scalars
             x, y = unsafe_load(m.S, -i), unsafe_load(m.S, -k)
-            add_sum!(m.dS, -i, dout, L, l -> fx(x, y, a))
-            add_sum!(m.dS, -k, dout, L, l -> fy(x, y, a))
+            add_sum!(m.dS, -i, dout, L, fx(x, y, a))
+            add_sum!(m.dS, -k, dout, L, fy(x, y, a))
         end
     end
     return nothing
 end
 
-@inline function add_lanes!(dx::Ptr, dout::Ptr, L, f::F) where {F}
-    @simd ivdep for l in 1:L
-        unsafe_store!(dx, muladd(f(l), unsafe_load(dout, l), unsafe_load(dx, l)), l)
+@inline function lanes_back!(fx::FX, fy::FY, m::Arena, i, k, dout, a) where {FX, FY}
+    x, y, dx, dy = feature(m.A, i, m.L), feature(m.A, k, m.L), feature(m.dA, i, m.L), feature(m.dA, k, m.L)
+    @simd for l in 1:(m.L)      # dx and dy may be the same
+        vx, vy, d = unsafe_load(x, l), unsafe_load(y, l), unsafe_load(dout, l)
+        unsafe_store!(dx, muladd(fx(vx, vy, a), d, unsafe_load(dx, l)), l)
+        unsafe_store!(dy, muladd(fy(vx, vy, a), d, unsafe_load(dy, l)), l)
     end
     return nothing
 end
 
-@inline function add_sum!(dS::Ptr{T}, at, dout::Ptr{T}, L, f::F) where {T, F}
+"x in lanes, y a number of S at `at`."
+@inline function lane_number_back!(fx::FX, fy::FY, m::Arena{T}, i, at, dout, a, scalars) where {FX, FY, T}
+    x, dx, y = feature(m.A, i, m.L), feature(m.dA, i, m.L), unsafe_load(m.S, at)
+    s = zero(T)
+    @simd ivdep for l in 1:(m.L)
+        vx, d = unsafe_load(x, l), unsafe_load(dout, l)
+        unsafe_store!(dx, muladd(fx(vx, y, a), d, unsafe_load(dx, l)), l)
+        s = muladd(fy(vx, y, a), d, s)
+    end
+    scalars && unsafe_store!(m.dS, unsafe_load(m.dS, at) + s, at)
+    return nothing
+end
+
+"dS[at] += rate * (sum of dout over the lanes)"
+@inline function add_sum!(dS::Ptr{T}, at, dout::Ptr{T}, L, rate::T) where {T}
     s = zero(T)
     @simd for l in 1:L
-        s = muladd(f(l), unsafe_load(dout, l), s)
+        s += unsafe_load(dout, l)
     end
-    unsafe_store!(dS, unsafe_load(dS, at) + s, at)
+    unsafe_store!(dS, muladd(rate, s, unsafe_load(dS, at)), at)
     return nothing
 end
 
-function linear_back!(op::Op, table, m::Arena{T}, scalars) where {T}
-    fo = op.outputs
+function linear_back!(op::Op, m::Arena{T}, scalars) where {T}
+    fi, fo, L = op.inputs, op.outputs, m.L
     W, dW = m.S + op.weight * sizeof(T), m.dS + op.weight * sizeof(T)
     for g in 0:(op.n ÷ fo - 1)
-        out = op.out + g * fo
-        if m.L == 1
-            one_lane_back!(op, table, m, W, dW, g, out, scalars)
+        x, dx = feature(m.A, op.x.first + g * fi, L), feature(m.dA, op.x.first + g * fi, L)
+        dy = feature(m.dA, op.out + g * fo, L)
+        if L == 1
+            scalars ? lane_back!(dx, dW, W, x, dy, fi, fo) : lane_back!(dx, W, dy, fi, fo)
         else
-            inputs_back!(op, table, m, W, g, out)
-            scalars && weights_back!(op, table, m, dW, g, out)
-        end
-    end
-    return nothing
-end
-
-function one_lane_back!(op, table, m::Arena{T}, W, dW, g, out, scalars) where {T}
-    fi = op.inputs
-    for o in 0:(op.outputs - 1)
-        dz = unsafe_load(m.dA, out + o + 1)
-        row, drow = W + o * fi * sizeof(T), dW + o * fi * sizeof(T)
-        if op.x.first >= 0
-            x = m.A + (op.x.first + g * fi) * sizeof(T)
-            dx = m.dA + (op.x.first + g * fi) * sizeof(T)
-            @simd ivdep for i in 1:fi
-                unsafe_store!(dx, muladd(unsafe_load(row, i), dz, unsafe_load(dx, i)), i)
-            end
-            if scalars
-                @simd ivdep for i in 1:fi
-                    unsafe_store!(drow, muladd(unsafe_load(x, i), dz, unsafe_load(drow, i)), i)
-                end
-            end
-        else
-            for i in 1:fi
-                id = number(op.x, table, g * fi + i - 1)
-                x = id >= 0 ? unsafe_load(m.A, id + 1) : unsafe_load(m.S, -id)
-                w = unsafe_load(row, i)
-                if id >= 0
-                    unsafe_store!(m.dA, muladd(w, dz, unsafe_load(m.dA, id + 1)), id + 1)
-                elseif scalars
-                    unsafe_store!(m.dS, muladd(w, dz, unsafe_load(m.dS, -id)), -id)
-                end
-                scalars && unsafe_store!(drow, muladd(x, dz, unsafe_load(drow, i)), i)
-            end
+            inputs_back!(dx, W, dy, fi, fo, L)
+            scalars && weights_back!(dW, x, dy, fi, fo, L)
         end
         if scalars && op.bias >= 0
-            at = op.bias + o + 1
-            unsafe_store!(m.dS, unsafe_load(m.dS, at) + dz, at)
+            for o in 1:fo
+                add_sum!(m.dS, op.bias + o, feature(dy, o - 1, L), L, one(T))
+            end
         end
     end
     return nothing
 end
 
-"dx += W' dz, four inputs at a time."
-function inputs_back!(op, table, m::Arena{T}, W, g, out) where {T}
-    L, fi, N = m.L, op.inputs, width(T)
-    whole = L ÷ N * N
+function lane_back!(dx::Ptr{T}, W::Ptr{T}, dy::Ptr{T}, fi, fo) where {T}
+    for o in 1:fo
+        d, row = unsafe_load(dy, o), W + (o - 1) * fi * sizeof(T)
+        @simd ivdep for i in 1:fi
+            unsafe_store!(dx, muladd(unsafe_load(row, i), d, unsafe_load(dx, i)), i)
+        end
+    end
+    return nothing
+end
+
+function lane_back!(dx::Ptr{T}, dW::Ptr{T}, W::Ptr{T}, x::Ptr{T}, dy::Ptr{T}, fi, fo) where {T}
+    for o in 1:fo
+        d, at = unsafe_load(dy, o), (o - 1) * fi * sizeof(T)
+        row, drow = W + at, dW + at
+        @simd ivdep for i in 1:fi
+            unsafe_store!(dx, muladd(unsafe_load(row, i), d, unsafe_load(dx, i)), i)
+            unsafe_store!(drow, muladd(unsafe_load(x, i), d, unsafe_load(drow, i)), i)
+        end
+    end
+    return nothing
+end
+
+"dx += W' dy, some inputs at a time."
+function inputs_back!(dx::Ptr{T}, W::Ptr{T}, dy::Ptr{T}, fi, fo, L) where {T}
     i = 0
     while i < fi
-        four = fi - i >= 4 && all(k -> number(op.x, table, g * fi + i + k) >= 0, 0:3)
-        if four
-            l = 0
-            while L - l >= 2N
-                inputs_block!(Val(4), Val(2), Val(N), op, table, m, W, g, out, i, l)
-                l += 2N
-            end
-            L - l >= N && inputs_block!(Val(4), Val(1), Val(N), op, table, m, W, g, out, i, l)
-        elseif number(op.x, table, g * fi + i) >= 0
-            for l in 0:N:(whole - 1)
-                inputs_block!(Val(1), Val(1), Val(N), op, table, m, W, g, out, i, l)
-            end
-        end
-        for k in i:(i + (four ? 3 : 0))
-            id = number(op.x, table, g * fi + k)
-            (whole == L || id < 0) && continue
-            dx = feature(m.dA, id, L)
-            for o in 0:(op.outputs - 1)
-                w, dz = unsafe_load(W, o * fi + k + 1), feature(m.dA, out + o, L)
-                @simd ivdep for l in (whole + 1):L
-                    unsafe_store!(dx, muladd(w, unsafe_load(dz, l), unsafe_load(dx, l)), l)
-                end
-            end
-        end
-        i += four ? 4 : 1
+        k = fi - i >= 6 ? 6 : fi - i >= 4 ? 4 : fi - i >= 2 ? 2 : 1
+        out, columns = feature(dx, i, L), W + i * sizeof(T)
+        k == 6 ? columns!(Val(6), out, columns, dy, fi, fo, L) :
+            k == 4 ? columns!(Val(4), out, columns, dy, fi, fo, L) :
+            k == 2 ? columns!(Val(2), out, columns, dy, fi, fo, L) :
+            columns!(Val(1), out, columns, dy, fi, fo, L)
+        i += k
     end
     return nothing
 end
 
-@inline @generated function inputs_block!(
-        ::Val{I}, ::Val{C}, vw::Val{N}, op, table, m::Arena{T}, W, g, out, i, l
-    ) where {I, C, N, T}
+function columns!(k::Val{K}, dx::Ptr{T}, W, dy, fi, fo, L) where {K, T}
+    N = width(T)
+    l = 0
+    while L - l >= 2N
+        tile_back!(k, Val(2), Val(N), dx + l * sizeof(T), W, dy + l * sizeof(T), fi, fo, L)
+        l += 2N
+    end
+    if L - l >= N
+        tile_back!(k, Val(1), Val(N), dx + l * sizeof(T), W, dy + l * sizeof(T), fi, fo, L)
+        l += N
+    end
+    while l < L
+        tile_back!(k, Val(1), Val(1), dx + l * sizeof(T), W, dy + l * sizeof(T), fi, fo, L)
+        l += 1
+    end
+    return nothing
+end
+
+"K inputs of `dx += W' dy` on C vectors of N lanes."
+@inline @generated function tile_back!(
+        ::Val{K}, ::Val{C}, vw::Val{N}, dx::Ptr{T}, W::Ptr{T}, dy::Ptr{T}, fi, fo, L
+    ) where {K, C, N, T}
     acc(k, c) = Symbol(:acc_, k, :_, c)
-    at(k) = Symbol(:dx_, k)
-    quote
-        L, fi = m.L, op.inputs
-        $((:($(at(k)) = feature(m.dA, number(op.x, table, g * fi + i + $(k - 1)), L) + l * sizeof(T)) for k in 1:I)...)
-        $((:($(acc(k, c)) = vload(vw, $(at(k)) + $((c - 1) * N) * sizeof(T))) for k in 1:I, c in 1:C)...)
-        for o in 0:(op.outputs - 1)
-            dz = feature(m.dA, out + o, L) + l * sizeof(T)
-            $((:($(Symbol(:z_, c)) = vload(vw, dz + $((c - 1) * N) * sizeof(T))) for c in 1:C)...)
+    v(c) = Symbol(:d_, c)
+    step = N * sizeof(T)
+    at(k, c) = :(feature(dx, $(k - 1), L) + $((c - 1) * step))
+    return quote
+        $((:($(acc(k, c)) = vload(vw, $(at(k, c)))) for k in 1:K, c in 1:C)...)
+        for _ in 1:fo
+            $((:($(v(c)) = vload(vw, dy + $((c - 1) * step))) for c in 1:C)...)
             $((
                 quote
-                    w = splat(vw, unsafe_load(W, o * fi + i + $k))
-                    $((:($(acc(k, c)) = vmuladd(w, $(Symbol(:z_, c)), $(acc(k, c)))) for c in 1:C)...)
-                end for k in 1:I
+                    w = splat(vw, unsafe_load(W, $k))
+                    $((:($(acc(k, c)) = vmuladd(w, $(v(c)), $(acc(k, c)))) for c in 1:C)...)
+                end for k in 1:K
             )...)
+            dy += L * sizeof(T)
+            W += fi * sizeof(T)
         end
-        $((:(vstore!($(at(k)) + $((c - 1) * N) * sizeof(T), $(acc(k, c)))) for k in 1:I, c in 1:C)...)
+        $((:(vstore!($(at(k, c)), $(acc(k, c)))) for k in 1:K, c in 1:C)...)
         return nothing
     end
 end
 
-"dW += dz x', db += dz, summed over the lanes; four rows and two columns at a time."
-function weights_back!(op, table, m::Arena{T}, dW, g, out) where {T}
-    L, fi, fo, N = m.L, op.inputs, op.outputs, width(T)
+"dW += dy x', summed over the lanes; four rows and four columns at a time."
+function weights_back!(dW::Ptr{T}, x::Ptr{T}, dy::Ptr{T}, fi, fo, L) where {T}
+    N = Val(width(T))
     o = 0
     while o < fo
-        four = fo - o >= 4
+        rows = fo - o >= 4 ? 4 : fo - o >= 2 ? 2 : 1
         i = 0
         while i < fi
-            two = fi - i >= 2 && number(op.x, table, g * fi + i) >= 0 &&
-                number(op.x, table, g * fi + i + 1) >= 0
-            if four && two
-                weights_block!(Val(4), Val(2), Val(N), op, table, m, dW, g, out, o, i)
-            elseif number(op.x, table, g * fi + i) >= 0
-                for k in o:(o + (four ? 3 : 0))
-                    weights_block!(Val(1), Val(1), Val(N), op, table, m, dW, g, out, k, i)
-                end
-            else
-                constant_input_back!(op, table, m, dW, g, out, o, four ? 4 : 1, i)
-            end
-            i += four && two ? 2 : 1
+            columns = fi - i >= 4 ? 4 : fi - i >= 2 ? 2 : 1
+            at, dz, xs = dW + (o * fi + i) * sizeof(T), feature(dy, o, L), feature(x, i, L)
+            rows == 4 && columns == 4 ? outer!(Val(4), Val(4), N, at, dz, xs, fi, L) :
+                rows == 4 && columns == 2 ? outer!(Val(4), Val(2), N, at, dz, xs, fi, L) :
+                rows == 2 && columns == 4 ? outer!(Val(2), Val(4), N, at, dz, xs, fi, L) :
+                rows == 2 && columns == 2 ? outer!(Val(2), Val(2), N, at, dz, xs, fi, L) :
+                outer_rest!(N, at, dz, xs, rows, columns, fi, L)
+            i += columns
         end
-        if op.bias >= 0
-            for k in o:(o + (four ? 3 : 0))
-                add_sum!(m.dS, op.bias + k + 1, feature(m.dA, out + k, L), L, l -> one(T))
-            end
-        end
-        o += four ? 4 : 1
+        o += rows
     end
     return nothing
 end
 
-@inline @generated function weights_block!(
-        ::Val{O}, ::Val{I}, vw::Val{N}, op, table, m::Arena{T}, dW, g, out, o, i
+function outer_rest!(N, dW::Ptr{T}, dy, x, rows, columns, fi, L) where {T}
+    for o in 0:(rows - 1), i in 0:(columns - 1)
+        outer!(Val(1), Val(1), N, dW + (o * fi + i) * sizeof(T), feature(dy, o, L), feature(x, i, L), fi, L)
+    end
+    return nothing
+end
+
+@generated function outer!(
+        ::Val{O}, ::Val{I}, vw::Val{N}, dW::Ptr{T}, dy::Ptr{T}, x::Ptr{T}, fi, L
     ) where {O, I, N, T}
     acc(k, j) = Symbol(:acc_, k, :_, j)
-    x(j) = Symbol(:x_, j)
-    z(k) = Symbol(:z_, k)
-    quote
-        L, fi = m.L, op.inputs
-        $((:($(x(j)) = feature(m.A, number(op.x, table, g * fi + i + $(j - 1)), L)) for j in 1:I)...)
-        $((:($(z(k)) = feature(m.dA, out + o + $(k - 1), L)) for k in 1:O)...)
+    return quote
         $((:($(acc(k, j)) = splat(vw, zero(T))) for k in 1:O, j in 1:I)...)
         l = 0
         while L - l >= N
-            $((:($(Symbol(:vx_, j)) = vload(vw, $(x(j)) + l * sizeof(T))) for j in 1:I)...)
+            $((:($(Symbol(:x_, j)) = vload(vw, feature(x, $(j - 1), L) + l * sizeof(T))) for j in 1:I)...)
             $((
                 quote
-                    vz = vload(vw, $(z(k)) + l * sizeof(T))
-                    $((:($(acc(k, j)) = vmuladd(vz, $(Symbol(:vx_, j)), $(acc(k, j)))) for j in 1:I)...)
+                    d = vload(vw, feature(dy, $(k - 1), L) + l * sizeof(T))
+                    $((:($(acc(k, j)) = vmuladd(d, $(Symbol(:x_, j)), $(acc(k, j)))) for j in 1:I)...)
                 end for k in 1:O
             )...)
             l += N
@@ -457,31 +419,13 @@ end
             quote
                 s = vsum($(acc(k, j)))
                 for r in (l + 1):L
-                    s = muladd(unsafe_load($(z(k)), r), unsafe_load($(x(j)), r), s)
+                    s = muladd(
+                        unsafe_load(feature(dy, $(k - 1), L), r), unsafe_load(feature(x, $(j - 1), L), r), s
+                    )
                 end
-                at = (o + $(k - 1)) * fi + i + $j
-                unsafe_store!(dW, unsafe_load(dW, at) + s, at)
+                unsafe_store!(dW, unsafe_load(dW, $(k - 1) * fi + $j) + s, $(k - 1) * fi + $j)
             end for k in 1:O, j in 1:I
         )...)
         return nothing
     end
-end
-
-"An input that is the same in all lanes, such as the time."
-function constant_input_back!(op, table, m::Arena{T}, dW, g, out, o, count, i) where {T}
-    fi = op.inputs
-    id = -number(op.x, table, g * fi + i)
-    x = unsafe_load(m.S, id)
-    for k in o:(o + count - 1)
-        dz = feature(m.dA, out + k, m.L)
-        s = zero(T)
-        @simd for l in 1:m.L
-            s += unsafe_load(dz, l)
-        end
-        at = k * fi + i + 1
-        unsafe_store!(dW, muladd(x, s, unsafe_load(dW, at)), at)
-        w = unsafe_load(m.S, op.weight + at)
-        unsafe_store!(m.dS, muladd(w, s, unsafe_load(m.dS, id)), id)
-    end
-    return nothing
 end

@@ -18,8 +18,8 @@ struct Op
     out::Int        # the first of them
     x::Operand
     y::Operand
-    inputs::Int     # of LINEAR: features in and out of a group, and where in S weight and bias
-    outputs::Int    # (< 0: none) begin
+    inputs::Int     # of LINEAR, whose x is one run: features in and out of a group, and where in S
+    outputs::Int    # weight and bias (< 0: none) begin
     weight::Int
     bias::Int
     a::Float64
