@@ -491,7 +491,7 @@ def crosscheck(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """
     with _style():
         figure = _figure(7.2, 7.0)
-        axes = figure.subplots(2, 2, sharex="col", sharey="row")
+        axes = figure.subplots(2, 2, sharex="col")
         styles = _solver_styles([row for row in rows if row["state_error"] is not None])
         for who, style in styles.items():
             own = [row for row in rows if _solver(row) == who and row["state_error"] is not None]
@@ -506,9 +506,10 @@ def crosscheck(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         for ax in axes.flat:
             ax.set(xscale="log", yscale="log")
             ax.xaxis.minorticks_off()
-            ax.tick_params(labelleft=True)
         for ax in axes[0]:
-            _plain_log_ticks(ax)
+            low, high = ax.get_ylim()
+            if high < 100 * low:
+                _plain_log_ticks(ax)
         for ax in axes[1]:
             ax.invert_xaxis()
         handles, labels = axes[0, 1].get_legend_handles_labels()

@@ -334,7 +334,14 @@ def test_a_missing_julia_is_said_in_its_own_words(monkeypatch):
     assert alone.verdict.n_compared == 0
 
 
-def test_what_a_backend_refuses_is_not_run(monkeypatch):
+def test_a_method_of_another_backend_is_not_run():
+    choices = {**ALONE, "backends": ["torch", "julia"], "methods": ["dopri5", "Rodas5P"]}
+    check = pjo.crosscheck(Field(), start(3, 2), [0.0, 0.1], **choices)
+    row = row_of(check, "torch Rodas5P direct")
+    assert (row.status, row.reason) == ("not run", "the torch backend has no method 'Rodas5P'")
+
+
+def test_what_a_backend_refuses_is_not_run():
     check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "adjoints": ["quadrature"]})
     assert check.rows[0].status == "not run"
     assert "gauss" in check.rows[0].reason

@@ -10,7 +10,7 @@ from ..api import backends, solve
 from ..backends import registered
 from ..backends.julia.methods import find
 from ..backends.torch.plan import Plan
-from ..errors import InvalidArgumentError, PyJuliaODEError, unknown_name
+from ..errors import InvalidArgumentError, PyJuliaODEError, UnsupportedError, unknown_name
 from ..solver import Solver
 from .case import Case, Outcome, clock
 
@@ -126,6 +126,8 @@ def refusal(competitor: Own) -> str | None:
     """Why the backend does not have the method, or None."""
     try:
         _chooses_steps(competitor.backend, competitor.method)
-    except PyJuliaODEError as error:
+    except UnsupportedError as error:  # which names the nearest it has
         return str(error)
+    except InvalidArgumentError:
+        return f"the {competitor.backend} backend has no method {competitor.method!r}"
     return None

@@ -24,7 +24,7 @@ from .adjoint import Task, run_continuous, run_direct
 from .environment import missing
 from .forward import Forward, KeptDense, accepted_steps, run_forward
 from .methods import names
-from .native.field import NativeField, native_field
+from .native.field import NativeField, native_field, recall
 from .plan import ADJOINTS, Plan
 from .runtime import Runtime, check_reach, get, started
 from .tableau import tableau_of
@@ -94,6 +94,7 @@ class JuliaBackend:
         event_fn: Callable[..., Tensor] | None = None,
     ) -> str | None:
         """Why this problem cannot be solved here, or None; starts nothing."""
+        recall(problem)
         try:
             check_reach()
             _check(problem)
@@ -119,6 +120,7 @@ class JuliaBackend:
             problem = replace(problem, func=AutocastField(problem.func, device))
             with torch.autocast(device, enabled=False):
                 return self.solve(problem, solver, adjoint, event_fn)
+        known = recall(problem)
         _check(problem)
         plan = self._plan(problem, solver, adjoint)
         _check_of_plan(problem, plan)
@@ -133,7 +135,7 @@ class JuliaBackend:
             _check_backward_thread(problem)
         started = time.perf_counter()
         keep_dense = bool(solver.option("dense", True))
-        native = _native(runtime, problem, solver, plan)
+        native = _native(runtime, problem, solver, plan, known)
         stats.native = native is not None
         result = _run(runtime, problem, plan, stats, keep_dense, event_fn, native)
         stats.seconds = time.perf_counter() - started
@@ -141,7 +143,7 @@ class JuliaBackend:
 
 
 def _native(
-    runtime: Runtime, problem: Problem, solver: Solver, plan: Plan
+    runtime: Runtime, problem: Problem, solver: Solver, plan: Plan, known: NativeField | None
 ) -> NativeField | None:
     """The tape that runs the field, or None.
 
@@ -156,7 +158,7 @@ def _native(
     elif plan.jumps or problem.mass is not None or problem.explicit_params is not None:
         found = "it goes with neither options['jump_t'], a mass matrix nor adjoint_params"
     else:
-        found = native_field(runtime, problem)
+        found = known or native_field(runtime, problem)
     if isinstance(found, NativeField):
         return found
     if solver.native == "always":

@@ -88,7 +88,9 @@ def run_forward(
     alive = _fill(request, problem, plan, ours, sign, land)
     request.jacobian, request.nevents = jacobian, nevents
     if native is not None:
-        request.tape, request.tensors = native.id, native.addresses()
+        tensors = native.addresses()
+        alive.append(tensors)
+        request.tape, request.tensors = native.id, address(tensors)
         request.backwards = sign < 0
     workspace = acquire(runtime, problem, jacobian, params=adjoint)
     rhs = workspace.bind(problem, sign, event_fn)

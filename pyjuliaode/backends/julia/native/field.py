@@ -4,7 +4,9 @@ is no longer what it was.
 
 from __future__ import annotations
 
+import ctypes
 import weakref
+from operator import is_
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ class NativeField:
     def __init__(self, runtime: Runtime, problem: Problem, tape: Tape):
         self._tensors = [tensor for tensor, _ in tape.tensors]
         self._seen = _Seen(problem.func)
-        self._params = problem.params
+        self.params = problem.params
         starts = {id(p): 0 for p in problem.params}
         offset = 0
         for p in problem.params:
@@ -54,21 +56,20 @@ class NativeField:
         with runtime.errors():
             self.id = int(runtime.tape(*(a.data_ptr() for a in arrays), problem.y0.element_size()))
         weakref.finalize(self, runtime.forgotten.append, self.id).atexit = False
-        self._addresses = torch.zeros(max(len(self._tensors), 1), dtype=torch.int64, device="cpu")
 
     def current(self, problem: Problem) -> bool:
-        """Whether the module and its parameters are still those of the tape."""
-        params = problem.params
-        same = len(params) == len(self._params) and all(
-            a is b for a, b in zip(params, self._params, strict=True)
-        )
-        return same and self._seen.unchanged()
+        """Whether the module and its parameters are still those of the tape; if so the problem
+        need not look for them.
+        """
+        if not self._seen.unchanged():
+            return False
+        if problem.explicit_params is None:
+            problem.__dict__["params"] = self.params  # a search through the modules is saved
+        return True
 
-    def addresses(self) -> int:
-        """Where Julia reads where the tensors lie now."""
-        for i, tensor in enumerate(self._tensors):
-            self._addresses[i] = tensor.data_ptr()
-        return self._addresses.data_ptr()
+    def addresses(self) -> ctypes.Array:
+        """Where the tensors lie now."""
+        return (ctypes.c_size_t * len(self._tensors))(*map(Tensor.data_ptr, self._tensors))
 
 
 def _array(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
@@ -76,42 +77,49 @@ def _array(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
 
 
 class _Seen:
-    """A module as it was: any change of an attribute, submodule or hook is noticed.
+    """A module as it was: a change of an attribute, submodule, parameter or hook is noticed.
 
     What an attribute holds is compared by identity, so a change inside a list is not seen.
     """
 
     def __init__(self, module: nn.Module):
-        self._entries: list[tuple[dict, str, Any]] = []
-        self._sizes: list[tuple[dict, int]] = []
+        standard = vars(nn.Module()).keys() - {"training"}
+        self._dicts: list[dict] = []
         self._hooks: list[dict] = []
+        entries: list[tuple[dict, str, Any]] = []
         for part in module.modules():
             own = vars(part)
-            for holder in (own, own["_parameters"], own["_buffers"], own["_modules"]):
-                self._sizes.append((holder, len(holder)))
-                standard = holder is own and vars(nn.Module()).keys() - {"training"}
-                self._entries += [
-                    (holder, name, value)
-                    for name, value in holder.items()
-                    if not (standard and name in standard)
-                ]
+            held = [own[name] for name in ("_parameters", "_buffers", "_modules")]
+            self._dicts += [own, *held]
             self._hooks += [own[name] for name in _HOOKS]
+            entries += [(own, k, v) for k, v in own.items() if k not in standard]
+            entries += [(d, k, v) for d in held for k, v in d.items()]
+        self._holders, self._names, self._values = (list(x) for x in zip(*entries, strict=True))
+        self._sizes = list(map(len, self._dicts))
+        self._leaves = [p for p in module.parameters()]
+        self._tracked = [p.requires_grad for p in self._leaves]
 
     def unchanged(self) -> bool:
+        # by map alone: this is asked before every solve
         return (
-            all(holder.get(name) is value for holder, name, value in self._entries)
-            and all(len(holder) == size for holder, size in self._sizes)
+            all(map(is_, map(dict.get, self._holders, self._names), self._values))
+            and list(map(len, self._dicts)) == self._sizes
+            and [p.requires_grad for p in self._leaves] == self._tracked
             and not any(self._hooks)
         )
 
 
+def recall(problem: Problem) -> NativeField | None:
+    """The tape that the problem's field had in an earlier solve, if it still holds."""
+    known = _fields.get(problem.func, (problem.structure.shapes, problem.y0.dtype))
+    return known if isinstance(known, NativeField) and known.current(problem) else None
+
+
 def native_field(runtime: Runtime, problem: Problem) -> NativeField | str:
-    """The tape of a problem's field, or why it has none."""
+    """A tape of the problem's field, or why it has none."""
     func, y0 = problem.func, problem.y0
     key = (problem.structure.shapes, y0.dtype)
     known = _fields.get(func, key)
-    if isinstance(known, NativeField) and known.current(problem):
-        return known
     if isinstance(known, _Refused) and known.seen.unchanged():
         return known.reason
     if isinstance(func, AutocastField):
@@ -158,7 +166,8 @@ def _check(runtime: Runtime, problem: Problem, native: NativeField) -> None:
     try:
         rhs = workspace.bind(problem, 1.0)
         with runtime.errors():
-            runtime.attach(workspace.id, native.id, native.addresses(), 0)
+            tensors = native.addresses()
+            runtime.attach(workspace.id, native.id, ctypes.addressof(tensors), 0)
         for t, y in ((times[0], y0), (times[-1], y0 + noise * (1 + y0.abs().mean()))):
             if t in (float("inf"), -float("inf")):
                 t = times[0] + 1.0
