@@ -229,8 +229,12 @@ def crosscheck_command(
     problem: Annotated[
         str, typer.Option(help="Data of the initial state: point-cloud or digits.")
     ] = "point-cloud",
-    backend: Annotated[
-        list[str] | None, typer.Option(help="torch or julia; repeatable. [default: both]")
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="torch, julia, scipy, torchdiffeq or torchode; repeatable. [default: all]",
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -253,9 +257,6 @@ def crosscheck_command(
         float | None,
         typer.Option(help="Largest deviation in units of tolerance. [default: 100]"),
     ] = None,
-    witnesses: Annotated[
-        bool, typer.Option(help="Beside SciPy, torchdiffeq and torchode where installed.")
-    ] = True,
     seed: Annotated[int, typer.Option(help="Of the network's weights.")] = 0,
     out: Annotated[str, typer.Option(help="Folder to write to.")] = "runs/crosscheck",
 ) -> None:
@@ -273,12 +274,11 @@ def crosscheck_command(
                 func,
                 y0,
                 t,
+                against or None,
                 methods=method or METHODS,
                 adjoints=adjoint or ADJOINTS,
-                backends=backend or None,
                 tols=tol or None,
                 bound=bound,
-                witnesses=witnesses,
                 title=title,
                 progress=True,
             )

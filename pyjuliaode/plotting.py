@@ -471,6 +471,7 @@ def _plain_log_ticks(ax: Axes) -> None:
 SOLVER_COLOURS = {
     "torch": "#0072B2",
     "julia": "#9558B2",
+    "julia native": "#E69F00",
     "scipy": "#000000",
     "torchdiffeq": "#D55E00",
     "torchode": "#009E73",
@@ -482,12 +483,12 @@ _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (6, 2))
 def crosscheck(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """NFE (above) and seconds (below) over the errors of the states and of the gradient.
 
-    The colour is the backend or package, the marker its method, the line its adjoint. States do
-    not depend on the adjoint: of those that share them the first is drawn.
+    The colour is the backend (and its mode) or package, the marker its method, the line its
+    adjoint. States do not depend on the adjoint: of those that share them the first is drawn.
 
     Arguments:
-        rows: each with "backend", "method", "adjoint" and the fields of a crosscheck's Row; those
-            without errors (not run, failed) are left out.
+        rows: each with the fields of a crosscheck's Row, "backend" being its label; those without
+            errors (not run, failed) are left out.
     """
     with _style():
         figure = _figure(7.2, 7.0)

@@ -18,12 +18,13 @@ from pyjuliaode import plotting
 from pyjuliaode.backends import base
 from pyjuliaode.backends.torch import TorchBackend
 from pyjuliaode.cli import app
-from pyjuliaode.crosscheck import compare, result, witnesses
+from pyjuliaode.crosscheck import compare, competitors, result, witnesses
 from pyjuliaode.crosscheck.problems import PROBLEMS, build
 
 TIMES = torch.linspace(0, 1, 11, dtype=F64)
-ONE = {"methods": ["dopri5"], "adjoints": ["direct"], "backends": ["torch"]}
-ALONE = {**ONE, "witnesses": False, "tols": [1e-6]}
+PACKAGES = ("scipy", "torchdiffeq", "torchode")
+ONE = {"methods": ["dopri5"], "adjoints": ["direct"], "against": ["torch", *PACKAGES]}
+ALONE = {**ONE, "against": ["torch"], "tols": [1e-6]}
 
 
 class Linear(nn.Module):
@@ -68,7 +69,7 @@ def row_of(check, who):
 
 def test_the_errors_are_those_of_the_closed_form():
     func, y0 = Linear(), start(3, 4)
-    check = pjo.crosscheck(func, y0, TIMES, tols=[1e-4, 1e-7], backends=["torch"])
+    check = pjo.crosscheck(func, y0, TIMES, ONE["against"], tols=[1e-4, 1e-7])
     assert check.agrees
     assert check.raise_if_disagrees() is check
     truth = torch.stack([y0 @ torch.matrix_exp(func.a.detach() * t).T for t in TIMES])
@@ -102,12 +103,13 @@ def test_the_gradient_errors_are_those_of_the_closed_form():
     assert row.gradient_units == pytest.approx(units)
 
 
-@pytest.mark.parametrize("package", ["scipy", "torchdiffeq", "torchode"])
+@pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("backward", [False, True])
 def test_witnesses_agree_on_states_and_gradients(package, backward):
     pytest.importorskip(package)
     t = TIMES.flip(0) if backward else TIMES
-    check = pjo.crosscheck(Field(), start(3, 2), t, **ONE, witnesses=[package], tols=[1e-7])
+    choices = {**ONE, "against": ["torch", package], "tols": [1e-7]}
+    check = pjo.crosscheck(Field(), start(3, 2), t, **choices)
     assert check.agrees, check
     found = [row for row in check.rows if row.backend == package]
     assert len(found) == (2 if package == "torchdiffeq" else 1)
@@ -128,7 +130,7 @@ def test_a_tuple_state_is_compared_in_all_its_parts():
 
     y0 = (start(3, 4), start(2))
     loss = {"loss": lambda y: y[0].square().sum() + y[1].sum()}
-    check = pjo.crosscheck(Pair(), y0, TIMES, backends=["torch"], tols=[1e-6], **loss)
+    check = pjo.crosscheck(Pair(), y0, TIMES, ONE["against"], tols=[1e-6], **loss)
     assert check.agrees, check
     assert check.problem["states"] == 14
     assert all(row.gradient_params is None for row in check.rows)
@@ -137,7 +139,7 @@ def test_a_tuple_state_is_compared_in_all_its_parts():
 def test_a_float32_model_is_held_to_its_float64_copy():
     func = Field().float()
     y0 = start(3, 2, dtype=torch.float32)
-    check = pjo.crosscheck(func, y0, TIMES, backends=["torch"], tols=[1e-5])
+    check = pjo.crosscheck(func, y0, TIMES, ONE["against"], tols=[1e-5])
     assert check.agrees, check
     assert {p.dtype for p in func.parameters()} == {torch.float32}
     assert check.problem["dtype"] == "float32"
@@ -204,8 +206,7 @@ def test_a_backend_with_a_wrong_field_is_named_with_the_time(wrong):
         return TorchBackend().solve(problem, solver, adjoint, event_fn)
 
     wrong(solve)
-    backends = {"backends": ["torch", "wrong"]}
-    check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, **backends})
+    check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "against": ["torch", "wrong"]})
     assert row_of(check, "torch dopri5 direct").status == "ok"
     assert row_of(check, "wrong dopri5 direct").status == "disagrees"
     worst = check.verdict.disagreements[0]
@@ -231,7 +232,7 @@ def test_a_backend_with_a_wrong_gradient_is_named(wrong):
         return found
 
     wrong(solve)
-    check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "backends": ["torch", "wrong"]})
+    check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "against": ["torch", "wrong"]})
     (found,) = check.verdict.disagreements
     assert (found.first, found.what) == ("wrong dopri5 direct at 1e-06", "gradient")
     assert found.units == pytest.approx(1e4, rel=0.01)
@@ -244,7 +245,7 @@ def test_a_state_that_is_not_a_number_disagrees(wrong):
         return found
 
     wrong(solve)
-    check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "backends": ["wrong"]})
+    check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "against": ["wrong"]})
     worst = check.verdict.disagreements[0]
     assert (worst.time, worst.units) == (TIMES[4].item(), math.inf)
     assert json.loads(check.to_json())["rows"][0]["state_units"] is None
@@ -255,7 +256,7 @@ def test_an_error_of_one_competitor_is_its_row_and_a_disagreement(wrong):
         raise RuntimeError("the engine broke")
 
     wrong(solve)
-    check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "backends": ["torch", "wrong"]})
+    check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "against": ["torch", "wrong"]})
     row = row_of(check, "wrong dopri5 direct")
     assert (row.status, row.reason) == ("failed", "RuntimeError: the engine broke")
     assert not check.agrees
@@ -274,7 +275,7 @@ def test_a_wrong_witness_is_named(monkeypatch):
         return found
 
     monkeypatch.setattr(witnesses.TorchDiffEq, "run", shifted)
-    choices = {**ONE, "tols": [1e-6], "witnesses": ["torchdiffeq"]}
+    choices = {**ONE, "tols": [1e-6], "against": ["torch", "torchdiffeq"]}
     check = pjo.crosscheck(Field(), start(3, 2), TIMES, **choices)
     found = check.verdict.disagreements
     assert {d.first for d in found} == {
@@ -294,7 +295,7 @@ def test_a_wrong_reference_is_noticed_by_its_witness(monkeypatch):
         return found
 
     monkeypatch.setattr(compare, "solve_reference", shifted)
-    choices = {**ONE, "tols": [1e-6], "witnesses": ["scipy"]}
+    choices = {**ONE, "tols": [1e-6], "against": ["torch", "scipy"]}
     check = pjo.crosscheck(Field(), start(3, 2), TIMES, **choices)
     doubt = check.verdict.disagreements[0]
     assert "reference" in doubt.first
@@ -308,13 +309,14 @@ def test_a_wrong_reference_is_noticed_by_its_witness(monkeypatch):
 
 def test_packages_that_are_not_installed_are_rows_that_were_not_run(monkeypatch):
     find = importlib.util.find_spec
-    gone = ("scipy", "torchdiffeq", "torchode")
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name in gone else find(name, *rest)
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in PACKAGES else find(name, *rest),
     )
     check = pjo.crosscheck(Field(), start(3, 2), TIMES, **ONE, tols=[1e-6])
     missing = {row.backend: row for row in check.rows if row.status == "not run"}
-    assert set(missing) == set(gone)
+    assert set(missing) == set(PACKAGES)
     for package, row in missing.items():
         assert f"pip install {package}" in row.reason
         assert row.state_error is None
@@ -325,17 +327,19 @@ def test_packages_that_are_not_installed_are_rows_that_were_not_run(monkeypatch)
 def test_a_missing_julia_is_said_in_its_own_words(monkeypatch):
     sentence = "Julia is not here: run something"
     monkeypatch.setattr(type(base._registry["julia"]), "missing", lambda self: sentence)
-    check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "backends": None})
-    row = row_of(check, "julia dopri5 direct")
-    assert (row.status, row.reason) == ("not run", sentence)
+    check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "against": None})
+    for who, native in (("julia dopri5 direct", False), ("julia native dopri5 direct", True)):
+        row = row_of(check, who)
+        assert (row.status, row.reason, row.native) == ("not run", sentence, native)
+    assert {row.backend for row in check.rows} >= {"torch", "julia", *PACKAGES}
     assert check.agrees
-    alone = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "backends": ["julia"]})
+    alone = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "against": ["julia"]})
     assert not alone.agrees  # nothing was compared
     assert alone.verdict.n_compared == 0
 
 
 def test_a_method_of_another_backend_is_not_run():
-    choices = {**ALONE, "backends": ["torch", "julia"], "methods": ["dopri5", "Rodas5P"]}
+    choices = {**ALONE, "against": ["torch", "julia"], "methods": ["dopri5", "Rodas5P"]}
     check = pjo.crosscheck(Field(), start(3, 2), [0.0, 0.1], **choices)
     row = row_of(check, "torch Rodas5P direct")
     assert (row.status, row.reason) == ("not run", "the torch backend has no method 'Rodas5P'")
@@ -362,8 +366,12 @@ def test_an_exception_of_the_field_comes_out_as_itself():
         ({"methods": ["rk4"]}, "fixed steps"),
         ({"methods": "dopri5"}, "list"),
         ({"adjoints": ["gaus"]}, "gauss"),
-        ({"backends": ["torsh"]}, "torch"),
-        ({"witnesses": ["scippy"]}, "scipy"),
+        ({"against": ["torsh"]}, "torch"),
+        ({"against": ["torch", "scippy"]}, "scipy"),
+        ({"against": []}, "julia.*torch.*scipy"),
+        ({"against": "torch"}, "list"),
+        ({"against": True}, "list"),
+        ({"against": ["scipy", "torchode"]}, "no backend.*julia.*torch"),
         ({"tols": [1e-12]}, "1e-10"),
         ({"rtol": 1e-5, "tols": [1e-5]}, "not both"),
         ({"bound": 0}, "bound"),
@@ -406,8 +414,8 @@ def test_a_module_that_cannot_be_copied_is_refused():
 @pytest.fixture(scope="module")
 def checked():
     torch.manual_seed(0)
-    choices = {"backends": ["torch"], "tols": [1e-3, 1e-5]}
-    return pjo.crosscheck(Field(), start(3, 2), TIMES, title="a small field", **choices)
+    choices = {"title": "a small field", "tols": [1e-3, 1e-5]}
+    return pjo.crosscheck(Field(), start(3, 2), TIMES, ONE["against"], **choices)
 
 
 def test_json_comes_back_as_it_was(checked):
@@ -445,7 +453,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_old_one(checked, tmp_path, mon
 
 
 def test_the_figure_has_every_competitor_once(checked):
-    figure = checked.figure()
+    figure = checked.plot()
     drawn = {row.who for row in checked.rows if row.state_error is not None}
     states, gradients = figure.axes[0], figure.axes[1]
     assert {line.get_label() for line in gradients.get_lines()} == drawn
@@ -458,6 +466,27 @@ def test_the_figure_has_every_competitor_once(checked):
     assert list(line.get_ydata()) == [r.nfe_forward + r.nfe_backward for r in rows]
 
 
+def test_plot_writes_the_figure_that_it_returns(checked, tmp_path):
+    figure = checked.plot(tmp_path / "new" / "figure.png")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["figure.png"]
+    assert (tmp_path / "new" / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert len(figure.axes) == 4
+
+
+def test_native_rows_are_told_apart(checked):
+    first = next(row for row in checked.rows if row.status == "ok")
+    rows = [replace(first, backend="julia", native=native) for native in (False, True)]
+    check = replace(checked, rows=rows)
+    assert pjo.CrossCheck.from_json(check.to_json()) == check
+    assert [row["native"] for row in json.loads(check.to_json())["rows"]] == [False, True]
+    names = [f"julia{mode} {first.method} {first.adjoint}" for mode in ("", " native")]
+    assert [line.split("|")[1].strip() for line in check.table().splitlines()[2:]] == names
+    for ax in check.plot().axes[:2]:
+        lines = ax.get_lines()
+        assert [line.get_label() for line in lines] == names
+        assert lines[0].get_color() != lines[1].get_color()
+
+
 def test_a_reason_does_not_break_the_table(checked):
     row = replace(checked.rows[0], status="failed", reason="a | b\nc")
     lines = replace(checked, rows=[row]).table().splitlines()
@@ -468,7 +497,7 @@ def test_a_reason_does_not_break_the_table(checked):
 # ----------------------------------------------------------------------------- the command line
 
 
-QUICK = ["--backend", "torch", "--method", "dopri5", "--adjoint", "direct", "--tol", "1e-4"]
+QUICK = ["--against", "torch", "--method", "dopri5", "--adjoint", "direct", "--tol", "1e-4"]
 
 
 def invoke(*arguments):
@@ -476,7 +505,7 @@ def invoke(*arguments):
 
 
 def test_the_command_prints_the_table_and_writes_the_files(tmp_path):
-    done = invoke(*QUICK, "--tol", "1e-6", "--out", tmp_path / "out")
+    done = invoke(*QUICK, "--against", "scipy", "--tol", "1e-6", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     check = pjo.CrossCheck.from_json((tmp_path / "out" / "crosscheck.json").read_text())
     assert check.table() in done.stdout
@@ -492,7 +521,7 @@ def test_a_disagreement_is_status_1_with_the_pair_and_the_time(tmp_path, wrong):
         return TorchBackend().solve(problem, solver, adjoint, event_fn)
 
     wrong(solve)
-    done = invoke(*QUICK, "--backend", "wrong", "--no-witnesses", "--out", tmp_path)
+    done = invoke(*QUICK, "--against", "wrong", "--out", tmp_path)
     assert done.exit_code == 1, done.output
     assert "disagreement: wrong dopri5 direct at 0.0001 and the reference" in done.stderr
     assert "t = 1" in done.stderr
@@ -504,7 +533,8 @@ def test_a_disagreement_is_status_1_with_the_pair_and_the_time(tmp_path, wrong):
     [
         (["--model", "hbnod"], "hbnode"),
         (["--problem", "point-clod"], "point-cloud"),
-        (["--backend", "torsh"], "torch"),
+        (["--against", "torsh"], "torch"),
+        (["--against", "scipy"], "no backend"),
         (["--method", "dopri6"], "dopri5"),
         (["--adjoint", "gaus"], "gauss"),
         (["--tol", "2"], "less than 1"),
@@ -556,8 +586,43 @@ def test_every_model_has_every_problem(model, problem):
 
 
 @pytest.mark.julia
-def test_julia_agrees_with_all_others():
+def test_julia_agrees_with_all_others_in_both_modes(monkeypatch):
+    modes = set()
+
+    def watched(func, y0, t, solver, **choices):
+        found = solve(func, y0, t, solver, **choices)
+        modes.add((solver.backend, solver.native, found.stats.native))
+        return found
+
+    solve = competitors.solve
+    monkeypatch.setattr(competitors, "solve", watched)
     check = pjo.crosscheck(Field(), start(3, 2), TIMES, tols=[1e-6])
     assert check.agrees, check
-    ran = {row.who for row in check.rows if row.backend == "julia" and row.status == "ok"}
-    assert ran == {f"julia {m} {a}" for m in ("dopri5", "tsit5") for a in ("direct", "gauss")}
+    assert modes == {
+        ("torch", "never", False),
+        ("julia", "never", False),
+        ("julia", "always", True),
+    }
+    ran = {row.who: row.native for row in check.rows if row.backend == "julia"}
+    pairs = [f"{m} {a}" for m in ("dopri5", "tsit5") for a in ("direct", "gauss")]
+    assert ran == {f"julia {p}": False for p in pairs} | {f"julia native {p}": True for p in pairs}
+    assert {row.status for row in check.rows if row.backend == "julia"} == {"ok"}
+
+
+@pytest.mark.julia
+def test_a_field_that_cannot_run_in_julia_is_not_run_natively():
+    choices = {**ALONE, "against": ["torch", "julia"]}
+    a = linear_matrix()
+
+    def func(t, y):
+        return y @ a.T * (1 if y.sum() > -1e6 else 2)
+
+    check = pjo.crosscheck(func, start(3, 4), TIMES, **choices)
+    assert row_of(check, "julia dopri5 direct").status == "ok"
+    row = row_of(check, "julia native dopri5 direct")
+    assert row.status == "not run"
+    assert "cannot be run in Julia" in row.reason
+    assert check.agrees, check
+    pair = pjo.crosscheck(lambda t, y: (y[1], -y[0]), (start(2), start(2)), TIMES, **choices)
+    assert [row.native for row in pair.rows] == [False, False]
+    assert pair.agrees, pair

@@ -1,7 +1,7 @@
 # Calls into the host: C function pointers, shared vectors, one status cell.
 
 """
-    Callbacks(rhs, vjp_u, vjp_p, vjp, jac, event)
+    Callbacks(rhs, vjp_u, vjp_p, vjp, jac, event, poll)
 
 C function pointers `void f(double t)`, each on the vectors of its [`Workspace`](@ref):
 
@@ -11,6 +11,7 @@ C function pointers `void f(double t)`, each on the vectors of its [`Workspace`]
 - `vjp`:   both products and du, from one evaluation
 - `jac`:   jac <- df/du, column-major, N x N
 - `event`: gu[1:m] <- the m event functions
+- `poll`:  nothing, but the host may be interrupted in it
 """
 struct Callbacks
     rhs::Ptr{Cvoid}
@@ -19,6 +20,7 @@ struct Callbacks
     vjp::Ptr{Cvoid}
     jac::Ptr{Cvoid}
     event::Ptr{Cvoid}
+    poll::Ptr{Cvoid}
 end
 
 Callbacks(addresses::Integer...) = Callbacks((Ptr{Cvoid}(UInt(a)) for a in addresses)...)
@@ -58,6 +60,7 @@ mutable struct Workspace{V <: AbstractVector, T}
     pending_p::Bool
     pending_f::Bool
     pending_at::Tuple{UInt, Float64}
+    polls::Int
     native::Union{Nothing, Native{T}}   # computes the field and its products instead of the host
     spare::Union{Nothing, Native{T}}    # what it was for the last solve
 end
@@ -65,7 +68,7 @@ end
 function Workspace(u::V, du::V, lam::V, gu::V, gp::V, jac::V, callbacks, status, nparams) where {V}
     return Workspace{V, eltype(V)}(
         u, du, lam, gu, gp, jac, callbacks, status, nparams,
-        0, 0, 0, 0, false, false, false, false, (UInt(0), 0.0), nothing, nothing
+        0, 0, 0, 0, false, false, false, false, (UInt(0), 0.0), 0, nothing, nothing
     )
 end
 
@@ -83,9 +86,16 @@ end
     native = ws.native
     if native !== nothing && name in (:rhs, :vjp_u, :vjp_p, :vjp)
         evaluate!(native, ws, which, t)
-        return nothing
+        return poll(ws)
     end
     return call_host(ws, getfield(ws.callbacks, name), t)
+end
+
+"Let the host look for an interrupt now and then: a tape runs nothing of it."
+@inline function poll(ws::Workspace)
+    ws.polls += 1
+    ws.polls & 0xff == 0 && call_host(ws, ws.callbacks.poll, 0.0)
+    return nothing
 end
 
 @inline function call_host(ws::Workspace, f::Ptr{Cvoid}, t)

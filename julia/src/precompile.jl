@@ -27,13 +27,36 @@ function stub_jac(t::Cdouble)::Cvoid
     return nothing
 end
 
+stub_poll(t::Cdouble)::Cvoid = (stub_ok(STUB[]); nothing)
+
+"The tape of u' = tanh(u), on as many samples as the workspace has numbers, and what it must outlive."
+function stub_tape(::Type{T}, n::Int) where {T}
+    header = [0, 0, 1, 1, 0, 0, 1, 1, 2, 1, n, 1, 0, 1]
+    ops, table, triples, floats = [1, 1, 1, 0, 0, 0, 0, 0, 1, 0, -1], Int32[0], [0], [0.0, 0.0]
+    return GC.@preserve header ops table triples floats tape!(
+        (UInt(pointer(x)) for x in (header, ops, table, triples, floats))..., sizeof(T)
+    )
+end
+
+function stub_replay(::Type{T}, id, kept) where {T}
+    n = length(WORKSPACES[id])
+    # Euler's tableau, whatever the method was
+    numbers, times, rows = [0.0, 1.0, 0.0, 1.0], [0.0, 0.5, 1.0], ones(T, 3n)
+    du0, dp = zeros(T, n), zeros(T, 1)
+    GC.@preserve numbers times rows du0 dp replay!(
+        kept, 1, 1, (UInt(pointer(x)) for x in (numbers, times))..., 3,
+        (UInt(pointer(x)) for x in (rows, du0, dp))...
+    )
+    return nothing
+end
+
 "A workspace for u' = -u with one parameter that does nothing, its id, and what must outlive it."
 function stub_workspace(::Type{T}; n::Int = 2) where {T}
     status = zeros(Int32, 2)
     pointers = (
         @cfunction(stub_rhs, Cvoid, (Cdouble,)), @cfunction(stub_vjp_u, Cvoid, (Cdouble,)),
         @cfunction(stub_vjp_p, Cvoid, (Cdouble,)), @cfunction(stub_vjp, Cvoid, (Cdouble,)),
-        @cfunction(stub_jac, Cvoid, (Cdouble,)), C_NULL,
+        @cfunction(stub_jac, Cvoid, (Cdouble,)), C_NULL, @cfunction(stub_poll, Cvoid, (Cdouble,)),
     )
     id = workspace!(
         string(T), "cpu", (zeros(T, n) for _ in 1:4)..., zeros(T, 1), zeros(T, n^2), 1,
@@ -97,6 +120,15 @@ end
                         release!(kept)
                     end
                 end
+                tape, none = stub_tape(T, 2), UInt[0]
+                GC.@preserve none for keep in ("", "steps")
+                    kept = stub_solve(T, id, "DP5"; keep, tape, tensors = UInt(pointer(none)))
+                    probe!(id, 0.0)
+                    kept == 0 && continue
+                    stub_replay(T, id, kept)
+                    release!(kept)
+                end
+                forget_tape!(tape)
                 discard!(id)
             end
         end

@@ -34,7 +34,7 @@ function probe_workspace()
     empty() = Float64[]
     return Workspace(
         PROBE.u, PROBE.du, empty(), empty(), empty(), empty(),
-        Callbacks(rhs, C_NULL, C_NULL, C_NULL, C_NULL, C_NULL), pointer(PROBE.status), 0
+        Callbacks(rhs, C_NULL, C_NULL, C_NULL, C_NULL, C_NULL, C_NULL), pointer(PROBE.status), 0
     )
 end
 

@@ -44,7 +44,7 @@ float64s(address::Integer, n::Integer) =
     workspace!(precision, device, u, du, lam, gu, gp, jac, nparams, status, callbacks...) -> id
 
 Register the vectors that the host shares. `precision` is "Float32" or "Float64", `device` "cpu" or
-"cuda", `status` the address of two Int32, `callbacks` the six addresses of [`Callbacks`](@ref).
+"cuda", `status` the address of two Int32, `callbacks` the seven addresses of [`Callbacks`](@ref).
 """
 function workspace!(
         precision::String, device::String, u, du, lam, gu, gp, jac, nparams::Int, status::Integer,

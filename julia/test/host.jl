@@ -68,6 +68,8 @@ host_jac(t::Cdouble)::Cvoid = on_workspace(:jac) do ws
 end
 host_event(t::Cdouble)::Cvoid = on_workspace(ws -> (ws.gu[1] = ws.u[1] - EVENT_LEVEL[]), :event)
 
+host_poll(t::Cdouble)::Cvoid = on_workspace(identity, :poll)
+
 const PARAMETERS = [sin(1.3 * i) for i in 1:P]
 const EVENT_LEVEL = Ref(0.0)
 const START = [1.0, -0.5, 0.3]
@@ -79,6 +81,7 @@ function with_host(body; T = Float64, nparams = P, fail_at = (:none, 0))
         @cfunction(host_rhs, Cvoid, (Cdouble,)), @cfunction(host_vjp_u, Cvoid, (Cdouble,)),
         @cfunction(host_vjp_p, Cvoid, (Cdouble,)), @cfunction(host_vjp, Cvoid, (Cdouble,)),
         @cfunction(host_jac, Cvoid, (Cdouble,)), @cfunction(host_event, Cvoid, (Cdouble,)),
+        @cfunction(host_poll, Cvoid, (Cdouble,)),
     )
     id = workspace!(
         string(T), "cpu", (zeros(T, N) for _ in 1:4)..., zeros(T, max(nparams, 1)), zeros(T, N * N),

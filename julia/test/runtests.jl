@@ -7,5 +7,6 @@ include("host.jl")
 @testset "PyJuliaODE" begin
     include("solves.jl")
     include("adjoints.jl")
+    include("native.jl")
     include("guards.jl")
 end

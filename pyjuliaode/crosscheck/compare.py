@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -24,7 +25,7 @@ from . import verdict as judging
 from .case import Case, Loss, Outcome
 from .competitors import Competitor, Own, check_method, own, refusal
 from .reference import NAME, TOL, Reference, confirm, solve_reference
-from .result import DISAGREES, FAILED, NOT_RUN, OK, CrossCheck, Row
+from .result import DISAGREES, FAILED, NOT_RUN, OK, CrossCheck, Row, label
 from .verdict import BOUND, Judged, Scale, Verdict
 from .witnesses import WITNESSES, witnesses
 
@@ -37,16 +38,15 @@ def crosscheck(
     func: Callable[[Tensor, State], State],
     y0: State,
     t: Tensor | Sequence[float],
+    against: Sequence[str] | None = None,
     *,
     methods: Sequence[str] = METHODS,
     adjoints: Sequence[str] = ADJOINTS,
-    backends: Sequence[str] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     tols: Sequence[float] | None = None,
     params: Sequence[Tensor] | None = None,
     loss: Loss | None = None,
-    witnesses: bool | Sequence[str] = True,
     bound: float | None = None,
     title: str = "",
     progress: bool = False,
@@ -64,16 +64,17 @@ def crosscheck(
         y0: initial state, real: a tensor, or a tuple of tensors; of a NeuralODE its input h0.
         t: output times, shape (T,), monotone. Disagreements are located at these: with two, only
             the end is compared.
+        against: names of the backends ("torch", "julia"; at least one) and of the packages
+            outside ("scipy", "torchdiffeq", "torchode") that solve it; default: all. "julia"
+            calls the field in Python, and "julia native" beside it runs a tensor state's field
+            in Julia (``Solver.native``). SciPy always computes in float64.
         methods: adaptive methods, each by every backend that has it.
         adjoints: as in :class:`Solver`; each with every method.
-        backends: default: all, Julia where it is set up.
         rtol, atol: one pair of tolerances; not together with ``tols``.
         tols: values for rtol = atol, each at least 1e-10; default 1e-4, 1e-6, 1e-8 (float32: 1e-3,
             1e-4, 1e-5).
         params: tensors whose gradients are compared; default: the parameters of ``func``.
         loss: scalar of the states (T, *y0.shape); default: their sum with fixed random weights.
-        witnesses: True, False, or names out of "scipy", "torchdiffeq", "torchode". SciPy always
-            computes in float64.
         bound: the largest deviation allowed, in units of atol + rtol |y| for states, of the
             tolerance for relative errors of gradients. Default 100; and where derivatives of the
             field jump (ReLU, ELU), 100 times the square root of the tolerance.
@@ -81,7 +82,8 @@ def crosscheck(
         progress: show a bar.
 
     Returns:
-        CrossCheck: ``rows``, ``verdict``, ``table()``, ``save(folder)``, ``raise_if_disagrees()``.
+        CrossCheck: ``rows``, ``verdict``, ``table()``, ``plot()``, ``save(folder)``,
+            ``raise_if_disagrees()``.
 
     Raises:
         InvalidArgumentError: an argument does not fit, or func has no float64 form.
@@ -89,13 +91,15 @@ def crosscheck(
         Exception: what func raises while the reference is solved.
     """
     pairs = _tolerances(rtol, atol, tols)
-    chosen = _competitors(methods, adjoints, backends, witnesses)
-    names = _witnesses(witnesses)
+    names = _against(against)
+    chosen = _competitors(methods, adjoints, names)
     if bound is not None and not 0 < bound < math.inf:
         raise InvalidArgumentError(f"bound must be positive and finite, got {bound!r}")
     case = Case.build(func, y0, t, params, loss)
     pairs = pairs or [(tol, tol) for tol in TOLERANCES[case.dtype]]
     exact = case.in_float64()
+    if case.structure.is_tuple:
+        chosen = [c for c in chosen if not c.native]
     bar = _bar(2 + len(chosen) * len(pairs), progress)
     with bar:
         bar.set_description("reference")
@@ -109,7 +113,8 @@ def crosscheck(
         scale = Scale(BOUND if bound is None else float(bound), root, eps)
         rows, judged = [], []
         for competitor in chosen:
-            bar.set_description(f"{competitor.backend} {competitor.method} {competitor.adjoint}")
+            name = label(competitor.backend, competitor.native)
+            bar.set_description(f"{name} {competitor.method} {competitor.adjoint}")
             given = exact if competitor.in_float64 else case
             for row, run in _rows(competitor, given, pairs, tight, scale, bar.update):
                 rows.append(row)
@@ -149,30 +154,49 @@ def _tolerances(
     return pairs
 
 
-def _witnesses(wanted: bool | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(wanted, bool):
-        return WITNESSES if wanted else ()
-    for name in wanted:
-        if name not in WITNESSES:
-            raise unknown_name("witness", name, WITNESSES)
-    return tuple(wanted)
+def _against(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The names, each once.
+
+    Raises:
+        InvalidArgumentError: an unknown name, no name, or no backend; says what there is.
+    """
+    known = (*registered(), *WITNESSES)
+    if names is None:
+        return known
+    has = f"backends {', '.join(registered())}; packages {', '.join(WITNESSES)}"
+    if isinstance(names, str) or not isinstance(names, Collection) or not len(names):
+        raise InvalidArgumentError(
+            f"against must be a non-empty list of names, got {names!r}; there are {has}"
+        )
+    for name in names:
+        if name not in known:
+            raise unknown_name("name in against:", name, known)
+    if not any(name in registered() for name in names):
+        raise InvalidArgumentError(
+            f"against names no backend, so that there is nothing to check: {names!r}; there are "
+            f"{has}"
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def _competitors(
-    methods: Sequence[str],
-    adjoints: Sequence[str],
-    backends: Sequence[str] | None,
-    wanted: bool | Sequence[str],
+    methods: Sequence[str], adjoints: Sequence[str], names: Sequence[str]
 ) -> list[Competitor]:
-    chosen = tuple(dict.fromkeys(registered() if backends is None else backends))
-    for name, values in (("methods", methods), ("adjoints", adjoints), ("backends", chosen)):
+    for name, values in (("methods", methods), ("adjoints", adjoints)):
         if isinstance(values, str) or not values:
             raise InvalidArgumentError(f"{name} must be a non-empty list of names, got {values!r}")
-    methods, adjoints = dict.fromkeys(methods), dict.fromkeys(adjoints)  # each once
-    mine: list[Competitor] = [own(b, m, a) for b in chosen for m in methods for a in adjoints]
+    methods, adjoints = tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(adjoints))
+    backends = tuple(name for name in names if name in registered())
+    mine: list[Competitor] = [
+        own(backend, method, adjoint, native)
+        for backend in backends
+        for native in ((False, True) if backend == "julia" else (False,))
+        for method in methods
+        for adjoint in adjoints
+    ]
     for method in methods:
-        check_method(method, chosen)
-    return mine + witnesses(_witnesses(wanted), tuple(methods))
+        check_method(method, backends)
+    return mine + witnesses(names, methods)
 
 
 def _bar(total: int, progress: bool) -> Any:
@@ -195,7 +219,9 @@ def _rows(
     done: Callable[[], Any],
 ) -> list[tuple[Row, Judged | None]]:
     """A competitor over all tolerances; the first run twice, so that it can warm up."""
-    who = (competitor.backend, competitor.method, competitor.adjoint)
+    row = partial(
+        Row, competitor.backend, competitor.method, competitor.adjoint, native=competitor.native
+    )
     reason = competitor.missing()
     if reason is None and isinstance(competitor, Own):
         reason = refusal(competitor)
@@ -203,7 +229,7 @@ def _rows(
     warm = False
     for rtol, atol in pairs:
         if reason is not None:
-            found.append((Row(*who, rtol, atol, NOT_RUN, reason), None))
+            found.append((row(rtol, atol, NOT_RUN, reason), None))
         else:
             try:
                 if not warm:
@@ -211,19 +237,19 @@ def _rows(
                 outcome, warm = competitor.run(case, rtol, atol), True
             except (UnsupportedError, BackendUnavailableError) as error:
                 reason = str(error)
-                found.append((Row(*who, rtol, atol, NOT_RUN, reason), None))
+                found.append((row(rtol, atol, NOT_RUN, reason), None))
             except Exception as error:  # of whatever kind: the row and the verdict report it
                 text = f"{type(error).__name__}: {error}"
                 retcode = str(error.retcode) if isinstance(error, SolverError) else ""
-                found.append((Row(*who, rtol, atol, FAILED, text, retcode=retcode), None))
+                found.append((row(rtol, atol, FAILED, text, retcode=retcode), None))
             else:
-                found.append(_judge(who, rtol, atol, case, outcome, truth, scale))
+                found.append(_judge(row, rtol, atol, case, outcome, truth, scale))
         done()
     return found
 
 
 def _judge(
-    who: tuple[str, str, str],
+    blank: Callable[..., Row],
     rtol: float,
     atol: float,
     case: Case,
@@ -239,8 +265,7 @@ def _judge(
     worst = max((e for e in errors if e is not None), default=None)
     gradient = None if worst is None else worst / scale.of_gradient(rtol, atol)
     near = state.units <= scale.bound and (gradient is None or gradient <= scale.bound)
-    row = Row(
-        *who,
+    row = blank(
         rtol,
         atol,
         OK if near else DISAGREES,

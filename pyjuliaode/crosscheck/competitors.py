@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..api import backends, solve
-from ..backends import registered
 from ..backends.julia.methods import find
 from ..backends.torch.plan import Plan
-from ..errors import InvalidArgumentError, PyJuliaODEError, UnsupportedError, unknown_name
+from ..errors import InvalidArgumentError, PyJuliaODEError, UnsupportedError
 from ..solver import Solver
 from .case import Case, Outcome, clock
 
@@ -24,12 +23,14 @@ class Competitor(Protocol):
         backend: a backend of this package, or the name of another package.
         method, adjoint: by the names of that package.
         in_float64: it computes in float64, and is given the float64 copy of the case.
+        native: it runs the field in Julia, without calls into Python.
     """
 
     backend: str
     method: str
     adjoint: str
     in_float64: bool
+    native: bool
 
     def missing(self) -> str | None:
         """Why it cannot run on this machine, or None. Starts and downloads nothing."""
@@ -47,6 +48,7 @@ class Own:
     adjoint: str
     options: Mapping[str, Any] | None = None
     in_float64: bool = False
+    native: bool = False
 
     def missing(self) -> str | None:
         return backends()[self.backend]["missing"]
@@ -61,6 +63,7 @@ class Own:
             backend=self.backend,
             max_steps=MAX_STEPS,
             options=options,
+            native="always" if self.native else "never",
         )
         y0 = case.start()
         began = clock(case.device)
@@ -82,16 +85,14 @@ class Own:
         )
 
 
-def own(backend: str, method: str, adjoint: str) -> Own:
+def own(backend: str, method: str, adjoint: str, native: bool) -> Own:
     """A solver of this package by its names.
 
     Raises:
-        InvalidArgumentError: an unknown backend or adjoint.
+        InvalidArgumentError: an unknown adjoint.
     """
-    if backend not in registered():
-        raise unknown_name("backend", backend, registered())
     Solver(adjoint=adjoint)  # which checks the name
-    return Own(backend, method, adjoint)
+    return Own(backend, method, adjoint, native=native)
 
 
 def check_method(method: str, chosen: tuple[str, ...]) -> None:

@@ -53,7 +53,7 @@ def solve_reference(exact: Case) -> Outcome:
 def confirm(exact: Case, outcome: Outcome, wanted: bool) -> Reference:
     """``outcome`` with the same by SciPy beside it, where that is ``wanted`` and installed."""
     scipy = SciPy()
-    reason = scipy.missing() if wanted else "witnesses were not asked for"
+    reason = scipy.missing() if wanted else "scipy was not asked for"
     if reason is not None:
         return Reference(outcome, None, reason)
     try:

@@ -31,6 +31,11 @@ class DisagreementError(PyJuliaODEError, AssertionError):
         self.check = check
 
 
+def label(backend: str, native: bool) -> str:
+    """What tables and figures call a backend in one of its modes."""
+    return f"{backend} native" if native else backend
+
+
 @dataclass(frozen=True)
 class Row:
     """One competitor at one tolerance.
@@ -50,6 +55,7 @@ class Row:
         n_accepted, n_rejected: steps; None where the package hides them.
         seconds_forward, seconds_backward: wall-clock time of one run after a first one.
         retcode: how the solve ended.
+        native: the field ran in Julia, without calls into Python.
     """
 
     backend: str
@@ -72,10 +78,15 @@ class Row:
     seconds_forward: float | None = None
     seconds_backward: float | None = None
     retcode: str = ""
+    native: bool = False
+
+    @property
+    def label(self) -> str:
+        return label(self.backend, self.native)
 
     @property
     def who(self) -> str:
-        return f"{self.backend} {self.method} {self.adjoint}"
+        return f"{self.label} {self.method} {self.adjoint}"
 
 
 @dataclass(frozen=True)
@@ -155,25 +166,25 @@ class CrossCheck:
         rows = [Row(**row) for row in values["rows"]]
         return cls(**{**values, "rows": rows, "verdict": Verdict(**verdict)})
 
-    def figure(self) -> Figure:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Errors of states and gradients over NFE and seconds, logarithmic.
+
+        Arguments:
+            path: also write the figure there, whole or not at all; the format follows the suffix.
 
         Raises:
             UnsupportedError: matplotlib is not installed.
         """
         from .. import plotting
-
-        rows = [{**asdict(row), "who": row.who} for row in self.rows]
-        return plotting.crosscheck(rows, self.problem["title"])
-
-    def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Write :meth:`figure` to a file; the format follows its suffix."""
-        from .. import plotting
         from ..experiments.folder import RunFolder
 
-        path, figure = Path(path), self.figure()
-        writer = RunFolder(path.parent)
-        return writer.write(path.name, lambda temporary: plotting.save(figure, temporary))
+        rows = [{**asdict(row), "backend": row.label} for row in self.rows]
+        figure = plotting.crosscheck(rows, self.problem["title"])
+        if path is not None:
+            path = Path(path)
+            writer = RunFolder(path.parent)
+            writer.write(path.name, lambda temporary: plotting.save(figure, temporary))
+        return figure
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write crosscheck.json, crosscheck.md and, where matplotlib is, crosscheck.png.
@@ -192,7 +203,8 @@ class CrossCheck:
             for name, text in texts.items()
         ]
         if importlib.util.find_spec("matplotlib") is not None:
-            paths.append(self.plot(target.path / "crosscheck.png"))
+            paths.append(target.path / "crosscheck.png")
+            self.plot(paths[-1])
         return paths
 
 

@@ -61,6 +61,7 @@ class TorchDiffEq:
     adjoint: str
     backend: str = field(default="torchdiffeq", init=False)
     in_float64: bool = field(default=False, init=False)
+    native: bool = field(default=False, init=False)
 
     def missing(self) -> str | None:
         return _not_installed("torchdiffeq")
@@ -97,6 +98,7 @@ class TorchODE:
     adjoint: str = field(default="autodiff", init=False)
     backend: str = field(default="torchode", init=False)
     in_float64: bool = field(default=False, init=False)
+    native: bool = field(default=False, init=False)
 
     def missing(self) -> str | None:
         return _not_installed("torchode")
@@ -157,6 +159,7 @@ class SciPy:
     adjoint: str = field(default="backsolve", init=False)
     backend: str = field(default="scipy", init=False)
     in_float64: bool = field(default=True, init=False)
+    native: bool = field(default=False, init=False)
 
     def missing(self) -> str | None:
         return _not_installed("scipy")

@@ -52,7 +52,7 @@ function run_replay!(ws::Workspace{Vector{T}, T}, ts, us, tableau, times, rows, 
     )
     fill!(native.dS, 0)
     GC.@preserve native work rows du0 for from in 0:tape.lanes:(tape.batch - 1)
-        replay_block!(native, work, ts, us, tableau, last_stage, times, rows, n, du0, from)
+        replay_block!(ws, native, work, ts, us, tableau, last_stage, times, rows, n, du0, from)
     end
     parameter_cotangents!(dp, native)
     return (length(ts) - 1) * last_stage
@@ -63,7 +63,7 @@ struct ReplayWork{T}
     samples::Vector{Vector{T}}  # state features: k_i, their cotangents, y, its cotangent, a spare
 end
 
-function replay_block!(native::Native{T}, work, ts, us, tableau, s, times, rows, n, du0, from) where {T}
+function replay_block!(ws, native::Native{T}, work, ts, us, tableau, s, times, rows, n, du0, from) where {T}
     tape, m = native.tape, block_arena(native, from)
     L, nf = m.L, sample(tape) * m.L
     cells = tape.features * L
@@ -72,6 +72,7 @@ function replay_block!(native::Native{T}, work, ts, us, tableau, s, times, rows,
     fill!(λ, 0)
     row = length(times)
     for step in (length(ts) - 1):-1:1
+        poll(ws)
         t, h = ts[step], ts[step + 1] - ts[step]
         u = us[step]
         GC.@preserve u gather_block!(pointer(y), pointer(u), tape, from, L)

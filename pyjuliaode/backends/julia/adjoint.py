@@ -137,7 +137,7 @@ class _NativeDirect(torch.autograd.Function):
         dp = rows.new_empty(max(sum(p.numel() for p in params), 1))
         times = doubles([kept.sign * x for x in problem.times[: rows.shape[0]]])
         degree, numbers = numbers_of(ctx.tableau)
-        with ctx.runtime.errors():
+        with kept.workspace.calling():
             nfe = ctx.runtime.replay(
                 *(kept.number, ctx.tableau.stages, degree, numbers.data_ptr()),
                 *(address(times), len(times), rows.data_ptr(), du0.data_ptr(), dp.data_ptr()),

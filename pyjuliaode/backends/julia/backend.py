@@ -155,8 +155,8 @@ def _native(
     found: NativeField | str
     if problem.y0.device.type != "cpu":
         found = "native mode is of the CPU"
-    elif plan.jumps or problem.mass is not None or problem.explicit_params is not None:
-        found = "it goes with neither options['jump_t'], a mass matrix nor adjoint_params"
+    elif plan.jumps or problem.mass is not None:
+        found = "it goes with neither options['jump_t'] nor a mass matrix"
     else:
         found = known or native_field(runtime, problem)
     if isinstance(found, NativeField):

@@ -49,7 +49,7 @@ class Workspace:
         # the order of PyJuliaODE.Callbacks
         bodies = (
             *(self._rhs, self._vjp_u, self._vjp_p),
-            *(self._vjp, self._jacobian, self._event),
+            *(self._vjp, self._jacobian, self._event, self._poll),
         )
         self._callbacks = [self._guarded(body) for body in bodies]
         addresses = [ctypes.cast(c, ctypes.c_void_p).value for c in self._callbacks]
@@ -128,6 +128,9 @@ class Workspace:
         t, rhs = self.rhs.time(self.sign * t), self.rhs
         values = self._event_fn(t, rhs.structure.unpack(self.u.clone())).reshape(-1)
         self.gu[: values.numel()].copy_(values)
+
+    def _poll(self, _: float) -> None:
+        """Run by Julia where nothing else of Python is, for the sake of Ctrl-C."""
 
     def _put(self, target: Tensor, value: Tensor | None) -> None:
         if value is None:

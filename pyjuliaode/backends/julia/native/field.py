@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from .translate import Untranslatable, translate
 # Relative to the largest number of a result: rounding in another order, of sums of any length.
 _AGREEMENT = {torch.float64: 1e-11, torch.float32: 1e-4}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_KIND = attrgetter("dtype", "shape")
 _fields = PerFunction()
 
 
@@ -31,8 +32,10 @@ class NativeField:
 
     def __init__(self, runtime: Runtime, problem: Problem, tape: Tape):
         self._tensors = [tensor for tensor, _ in tape.tensors]
+        self._kinds = list(map(_KIND, self._tensors))
         self._seen = _Seen(problem.func)
         self.params = problem.params
+        self._all = problem.explicit_params is None
         starts = {id(p): 0 for p in problem.params}
         offset = 0
         for p in problem.params:
@@ -61,11 +64,21 @@ class NativeField:
         """Whether the module and its parameters are still those of the tape; if so the problem
         need not look for them.
         """
-        if not self._seen.unchanged():
+        if not (self._seen.unchanged() and self._readable()):
             return False
         if problem.explicit_params is None:
-            problem.__dict__["params"] = self.params  # a search through the modules is saved
-        return True
+            if self._all:
+                problem.__dict__["params"] = self.params  # a search through the modules is saved
+            return self._all
+        asked = problem.explicit_params
+        return len(asked) == len(self.params) and all(map(is_, asked, self.params))
+
+    def _readable(self) -> bool:
+        """Whether the tensors are still what Julia takes them for, whatever their data became."""
+        return (
+            all(map(Tensor.is_contiguous, self._tensors))
+            and list(map(_KIND, self._tensors)) == self._kinds
+        )
 
     def addresses(self) -> ctypes.Array:
         """Where the tensors lie now."""
@@ -151,6 +164,11 @@ def _made(runtime: Runtime, problem: Problem) -> NativeField:
     tape = translate(func, rhs.time(problem.times[0]), y)
     if not before.unchanged():
         raise Untranslatable("calling the module changes its attributes")
+    listed = {id(p) for p in problem.params}
+    if problem.explicit_params is None and any(
+        x.requires_grad and id(x) not in listed for x, _ in tape.tensors
+    ):
+        raise Untranslatable("it depends on a tensor with a gradient that is no parameter of it")
     native = NativeField(runtime, problem, tape)
     _check(runtime, problem, native)
     return native
