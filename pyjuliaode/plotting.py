@@ -476,6 +476,10 @@ SOLVER_COLOURS = {
     "torchdiffeq": "#D55E00",
     "torchode": "#009E73",
 }
+_NATIVE = {
+    "linewidth": 0.8,
+    "markerfacecolor": "none",
+}  # with callbacks NFE and errors are the same
 _MARKERS = "os^Dv<>P"
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (6, 2)))
 
@@ -540,6 +544,7 @@ def _solver_styles(
             "marker": _MARKERS[methods.index(who[1]) % len(_MARKERS)],
             "linestyle": _DASHES[adjoints[who[0]].index(who[2]) % len(_DASHES)],
             "label": " ".join(who),
+            **(_NATIVE if who[0].endswith(" native") else {}),
         }
         for who in dict.fromkeys(_solver(row) for row in rows)
     }

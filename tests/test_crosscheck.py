@@ -159,6 +159,13 @@ def test_explicit_params_are_found_in_the_copy():
     assert check.problem["params"] == 12
 
 
+def test_a_plain_function_is_checked():
+    check = pjo.crosscheck(lambda t, y: -y, start(3, 2), TIMES, ONE["against"], tols=[1e-6])
+    assert check.agrees, check
+    assert {row.status for row in check.rows} == {"ok"}
+    assert all(0 < row.gradient_y0 < 1e-5 for row in check.rows)
+
+
 def test_a_layer_is_checked_through_its_dynamics():
     layer = pjo.NeuralODE(pjo.HBNODE(Field()).to(F64), t=(0.0, 1.0))
     check = pjo.crosscheck(layer, start(3, 2), TIMES, **ALONE)
@@ -368,10 +375,10 @@ def test_an_exception_of_the_field_comes_out_as_itself():
         ({"adjoints": ["gaus"]}, "gauss"),
         ({"against": ["torsh"]}, "torch"),
         ({"against": ["torch", "scippy"]}, "scipy"),
-        ({"against": []}, "julia.*torch.*scipy"),
+        ({"against": []}, "torch, julia.*scipy"),
         ({"against": "torch"}, "list"),
         ({"against": True}, "list"),
-        ({"against": ["scipy", "torchode"]}, "no backend.*julia.*torch"),
+        ({"against": ["scipy", "torchode"]}, "no backend.*torch, julia"),
         ({"tols": [1e-12]}, "1e-10"),
         ({"rtol": 1e-5, "tols": [1e-5]}, "not both"),
         ({"bound": 0}, "bound"),
@@ -612,12 +619,7 @@ def test_julia_agrees_with_all_others_in_both_modes(monkeypatch):
 @pytest.mark.julia
 def test_a_field_that_cannot_run_in_julia_is_not_run_natively():
     choices = {**ALONE, "against": ["torch", "julia"]}
-    a = linear_matrix()
-
-    def func(t, y):
-        return y @ a.T * (1 if y.sum() > -1e6 else 2)
-
-    check = pjo.crosscheck(func, start(3, 4), TIMES, **choices)
+    check = pjo.crosscheck(lambda t, y: -y, start(3, 4), TIMES, **choices)
     assert row_of(check, "julia dopri5 direct").status == "ok"
     row = row_of(check, "julia native dopri5 direct")
     assert row.status == "not run"

@@ -21,7 +21,13 @@ ADJOINTS = ["direct", *CONTINUOUS]
 
 
 def julia(method: str = "tsit5", tol: float = 1e-8, adjoint: str = "auto", **options) -> pjo.Solver:
-    return pjo.Solver(method, tol, tol, adjoint=adjoint, backend="julia", options=options)
+    return pjo.Solver(
+        *(method, tol, tol),
+        adjoint=adjoint,
+        backend="julia",
+        options=options,
+        native="never",  # callbacks; test_native.py has the rest
+    )
 
 
 def reference(func, y0, t, inputs):

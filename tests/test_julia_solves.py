@@ -19,8 +19,9 @@ pytestmark = [pytest.mark.julia, pytest.mark.timeout(900)]  # a method is compil
 
 
 def julia(method: str = "dopri5", tol: float = 1e-8, **kwargs) -> pjo.Solver:
+    """Callbacks; test_native.py has the rest."""
     options = kwargs.pop("options", {})
-    return pjo.Solver(method, tol, tol, backend="julia", options=options, **kwargs)
+    return pjo.Solver(method, tol, tol, backend="julia", native="never", options=options, **kwargs)
 
 
 class Linear(nn.Module):

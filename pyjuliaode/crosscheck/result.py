@@ -53,7 +53,7 @@ class Row:
         gradient_units: the larger of them in units of tolerance.
         nfe_forward, nfe_backward: evaluations, and vector-Jacobian products.
         n_accepted, n_rejected: steps; None where the package hides them.
-        seconds_forward, seconds_backward: wall-clock time of one run after a first one.
+        seconds_forward, seconds_backward: wall-clock time of one run after two others.
         retcode: how the solve ended.
         native: the field ran in Julia, without calls into Python.
     """

@@ -110,8 +110,7 @@ function replay_block!(ws, native::Native{T}, work, ts, us, tableau, s, times, r
         end
         for i in s:-1:1
             stage = stage_arena(work, m, i, cells)
-            # scalars that depend on the time are shared by the stages
-            isempty(tape.timely) || set_time!(native, t + tableau.c[i] * h)
+            set_time!(native, t + tableau.c[i] * h)     # scalars are shared by the stages
             native.backwards && negate!(dk[i])
             result_back!(pointer(dk[i]), tape, stage, true)
             for op in Iterators.reverse(tape.ops)

@@ -135,6 +135,8 @@ def native_field(runtime: Runtime, problem: Problem) -> NativeField | str:
     known = _fields.get(func, key)
     if isinstance(known, _Refused) and known.seen.unchanged():
         return known.reason
+    if isinstance(func, nn.Module) and _hooked(func):
+        return "the module has hooks, which would not be called"
     if isinstance(func, AutocastField):
         return "torch.autocast is on"
     if not isinstance(func, nn.Module):
@@ -149,6 +151,10 @@ def native_field(runtime: Runtime, problem: Problem) -> NativeField | str:
     return made if isinstance(made, NativeField) else made.reason
 
 
+def _hooked(func: nn.Module) -> bool:
+    return any(vars(part)[name] for part in func.modules() for name in _HOOKS)
+
+
 class _Refused:
     def __init__(self, reason: str, seen: _Seen):
         self.reason, self.seen = reason, seen
@@ -156,8 +162,6 @@ class _Refused:
 
 def _made(runtime: Runtime, problem: Problem) -> NativeField:
     func = problem.func
-    if any(vars(part)[name] for part in func.modules() for name in _HOOKS):
-        raise Untranslatable("the module has hooks, which would not be called")
     before = _Seen(func)
     rhs = RHS(problem)
     y = problem.y0.detach().view(problem.structure.shapes[0])

@@ -227,8 +227,8 @@ class _Translation:
         return self._emit(lane, operands, shape, len(operands[0]), code=code, a=a, b=b)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        weights = self._run("weight", weight)
-        biases = -1 if bias is None else self._run("bias", bias)
+        weights = self._run(weight)
+        biases = -1 if bias is None else self._run(bias)
         lane, (names,), shape = self._aligned(x)
         if lane == len(shape) - 1:
             raise _MixedSamples("a linear map mixes the samples of the batch")
@@ -238,21 +238,28 @@ class _Translation:
             if len(once) < len(where):
                 found = self.linear(once, weight, bias)
                 return found[where].view(*shape[:-1], outputs)
-        if int(names[0]) < 0 or bool((names.diff() != 1).any()):  # its kernel reads one run
-            copied = self.unary("affine", x, 1.0)
-            lane, (names,), shape = self._aligned(copied)
+        step = -1 if int(names[0]) < 0 else 1
+        if bool((names.diff() != step).any()):  # its kernel reads one run
+            copied = self._copied(lane, names, shape)
+            _, (names,), _ = self._aligned(copied)
         n = len(names) // inputs * outputs
         linear = {"inputs": inputs, "outputs": outputs, "weight": weights, "bias": biases}
         return self._emit(lane, [names], (*shape[:-1], outputs), n, code=LINEAR, **linear)
 
-    def _run(self, what: str, names: Tensor) -> int:
-        """The first scalar, from 0, of a tensor whose scalars follow one another."""
+    def _copied(self, lane: int | None, names: Tensor, shape: Sequence[int]) -> Tensor:
+        """The same numbers in one run, in the order of ``names``."""
+        return self._emit(lane, [names], shape, len(names), code=FUNCTIONS["affine"], a=1.0)
+
+    def _run(self, names: Tensor) -> int:
+        """The first scalar, from 0, of the weight or bias of a linear map."""
         listed = names.reshape(-1)
+        if bool((listed >= 0).any()):
+            raise Untranslatable("the weight of a linear map depends on the state")
+        if bool((listed.diff() != -1).any()):
+            listed = self._copied(None, listed, (len(listed),))
         first = int(listed[0])
-        if first >= 0 or bool((listed != torch.arange(first, first - len(listed), -1)).any()):
-            raise Untranslatable(f"the {what} of a linear map is not one of its parameters")
-        if first <= -_LATER:
-            raise Untranslatable(f"the {what} of a linear map depends on the time")
+        if first == -1 or first <= -_LATER:
+            raise Untranslatable("the weight of a linear map depends on the time")
         return -first - 1
 
     def number(self, x: Any) -> Any:
@@ -306,6 +313,8 @@ _MOVES = {
         "transpose": ("int",),
         "movedim": ("int", "intlist"),
         "t": ("default",),
+        "numpy_T": ("default",),
+        "mT": ("default",),
         "cat": ("default",),
         "concat": ("default",),
         "stack": ("default",),
@@ -321,6 +330,7 @@ _MOVES = {
 _SAME = {
     aten.clone.default,
     aten.detach.default,
+    aten.detach_.default,
     aten.alias.default,
     aten.contiguous.default,
     aten.to.dtype,
