@@ -1,4 +1,4 @@
-"""What ``pyjuliaode bench`` solves, and with what: two problems, and the solvers compared."""
+"""What ``pyjuliaode bench`` solves, and with what: the problems, and the solvers compared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Problem:
         y0: initial state.
         weight: cotangent of y(1), of y0's shape.
         tol: rtol and atol of the comparison at equal tolerance.
-        tolerances: those of the comparison at equal error.
+        tolerances: those of the comparison at equal error; none: it is left out.
     """
 
     name: str
@@ -66,15 +67,17 @@ class Autonomous(nn.Module):
         return self.net(y)
 
 
-def heavy_ball(dtype: torch.dtype = torch.float64) -> Problem:
+def heavy_ball(dtype: torch.dtype = torch.float64, batch: int = 120) -> Problem:
     """A small network: the cost of the solver itself weighs most here."""
     torch.manual_seed(0)
     field = nn.Sequential(nn.Linear(2, 14), nn.ELU(), nn.Linear(14, 14), nn.ELU(), nn.Linear(14, 2))
     func = HBNODE(field).to(dtype)
-    y0 = func.initial_state(torch.randn(120, 2, dtype=torch.float64).to(dtype)).detach()
+    y0 = func.initial_state(torch.randn(batch, 2, dtype=torch.float64).to(dtype)).detach()
     weight = torch.randn(y0.shape, dtype=torch.float64).to(dtype)
-    title = "HBNODE, field 2-14-14-2 ELU, batch 120, float64"
-    return Problem("hbnode", title, func, y0, weight, 1e-7, _powers(3, 9))
+    title = f"HBNODE, field 2-14-14-2 ELU, batch {batch}, float64"
+    if batch == 120:
+        return Problem("hbnode", title, func, y0, weight, 1e-7, _powers(3, 9))
+    return Problem(f"hbnode-{batch}", title, func, y0, weight, 1e-7, ())
 
 
 def wide(dtype: torch.dtype = torch.float32, batch: int = 256) -> Problem:
@@ -91,7 +94,16 @@ def _powers(first: int, last: int) -> tuple[float, ...]:
     return tuple(float(f"1e-{k}") for k in range(first, last + 1))
 
 
-_MAKERS: dict[str, Callable[..., Problem]] = {"hbnode": heavy_ball, "wide": wide}
+_MAKERS: dict[str, Callable[..., Problem]] = {
+    "hbnode": heavy_ball,
+    "wide": wide,
+    "hbnode-1": partial(heavy_ball, batch=1),
+    "hbnode-4096": partial(heavy_ball, batch=4096),
+}
+
+
+def problems() -> list[Problem]:
+    return [make() for make in _MAKERS.values()]
 
 
 @dataclass(frozen=True)
@@ -103,17 +115,24 @@ class Competitor:
         method: name of the method.
         adjoint: of pyjuliaode an adjoint; of torchdiffeq "odeint" or "odeint_adjoint".
         checkpoint: of pyjuliaode's "direct": replay the steps (True) or keep the graph (False).
+        native: of pyjuliaode-julia: the field runs in Julia rather than through callbacks.
     """
 
     package: str
     method: str = "dopri5"
     adjoint: str = "direct"
     checkpoint: bool = False
+    native: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the package, with its mode."""
+        return f"{self.package} native" if self.native else self.package
 
     @property
     def label(self) -> str:
         replay = " checkpointed" if self.checkpoint else ""
-        return f"{self.package} {self.method} {self.adjoint}{replay}"
+        return f"{self.name} {self.method} {self.adjoint}{replay}"
 
     @property
     def keeps_graph(self) -> bool:
@@ -136,6 +155,7 @@ class Competitor:
             dt=dt,
             max_steps=MAX_STEPS,
             options=self._options(),
+            native="always" if self.native else "never",
         )
         solution = solve(problem.func, y0, problem.t, solver)
         return solution.y[-1], solution.stats
@@ -175,7 +195,11 @@ def has_julia() -> bool:
 def forward_competitors() -> list[Competitor]:
     ours = [Competitor("pyjuliaode", method) for method in ("dopri5", "tsit5")]
     if has_julia():
-        ours += [Competitor("pyjuliaode-julia", method) for method in ("dopri5", "tsit5")]
+        ours += [
+            Competitor("pyjuliaode-julia", method, native=native)
+            for native in (False, True)
+            for method in ("dopri5", "tsit5")
+        ]
     return ours + ([Competitor("torchdiffeq", adjoint="odeint")] if has_torchdiffeq() else [])
 
 
@@ -191,6 +215,10 @@ def gradient_competitors(method: str = "dopri5") -> list[Competitor]:
         ours += [
             Competitor("pyjuliaode-julia", method, adjoint)
             for adjoint in ("direct", "gauss", "interpolating")
+        ]
+        ours += [
+            Competitor("pyjuliaode-julia", method, adjoint, native=True)
+            for adjoint in ("direct", "gauss")
         ]
     if not has_torchdiffeq():
         return ours

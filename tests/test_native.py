@@ -81,9 +81,14 @@ def test_what_has_no_native_form_is_named(function, said):
 
 # --------------------------------------------------------------------------------- against torch
 
+
+def after_the_net(f):
+    return lambda m, t, y: f(m.net(y))
+
+
 OPERATIONS = {
     **{
-        name: (lambda f: lambda m, t, y: f(m.net(y)))(f)
+        name: after_the_net(f)
         for name, f in {
             "tanh": torch.tanh,
             "sigmoid": torch.sigmoid,
