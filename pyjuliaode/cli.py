@@ -233,29 +233,30 @@ def crosscheck_command(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="torch, julia, scipy, torchdiffeq or torchode; repeatable. [default: all]",
+            help="torch, julia, scipy, torchdiffeq or torchode; repeatable.",
+            show_default="all",
         ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="An adaptive method; repeatable. [default: dopri5, tsit5]"),
+        typer.Option(help="An adaptive method; repeatable.", show_default="dopri5, tsit5"),
     ] = None,
     adjoint: Annotated[
         list[str] | None,
         typer.Option(
-            help="auto, direct, backsolve, interpolating, gauss or quadrature; repeatable. "
-            "[default: direct, gauss]"
+            help="auto, direct, backsolve, interpolating, gauss or quadrature; repeatable.",
+            show_default="direct, gauss",
         ),
     ] = None,
     tol: Annotated[
         list[float] | None,
         typer.Option(
-            help="Relative and absolute tolerance; repeatable. [default: 1e-4, 1e-6, 1e-8]"
+            help="Relative and absolute tolerance; repeatable.", show_default="1e-4, 1e-6, 1e-8"
         ),
     ] = None,
     bound: Annotated[
         float | None,
-        typer.Option(help="Largest deviation in units of tolerance. [default: 100]"),
+        typer.Option(help="Largest deviation in units of tolerance.", show_default="100"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the network's weights.")] = 0,
     out: Annotated[str, typer.Option(help="Folder to write to.")] = "runs/crosscheck",

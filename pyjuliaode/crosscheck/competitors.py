@@ -33,7 +33,7 @@ class Competitor(Protocol):
     native: bool
 
     def missing(self) -> str | None:
-        """Why it cannot run on this machine, or None. Starts and downloads nothing."""
+        """Why it cannot run here, or None. Starts and downloads nothing."""
 
     def run(self, case: Case, rtol: float, atol: float) -> Outcome:
         """Solve and differentiate."""
