@@ -420,7 +420,8 @@ def test_a_gradient_that_would_be_lost_is_refused(adjoint, monkeypatch):
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_autocast_around_backward_rounds_nothing(adjoint):
     net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
-    func, y0 = pjo.NODE(net), torch.randn(3, 2)
+    func = pjo.NODE(net)
+    y0 = func.initial_state(torch.randn(3, 2))
     found = []
     for enabled in (False, True):
         net.zero_grad()
