@@ -225,6 +225,25 @@ def test_auto_falls_back_and_always_says_why():
 
 
 @pytest.mark.julia
+def test_auto_leaves_large_networks_to_torch():
+    y0, t = torch.randn(64, 300, dtype=F64), [0.0, 0.1]
+
+    class Wide(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(300, width), nn.Tanh(), nn.Linear(width, 300)).to(
+                F64
+            )
+
+        def forward(self, t, y):
+            return self.net(y)
+
+    assert not pjo.solve(Wide(200), y0, t, julia("auto")).stats.native
+    assert pjo.solve(Wide(200), y0, t, julia("always")).stats.native
+    assert pjo.solve(Wide(20), y0, t, julia("auto")).stats.native
+
+
+@pytest.mark.julia
 def test_hooks_and_counters_are_kept_alive_by_callbacks():
     """What a module does beside its arithmetic would not happen natively."""
     y0, t = torch.randn(3, 2, dtype=F64), [0.0, 1.0]

@@ -160,7 +160,7 @@ def _native(
     else:
         found = known or native_field(runtime, problem)
     if isinstance(found, NativeField):
-        return found
+        return found if solver.native == "always" or found.pays() else None
     if solver.native == "always":
         raise UnsupportedError(f"native='always', but the field cannot be run in Julia: {found}")
     return None

@@ -24,6 +24,9 @@ from .translate import Untranslatable, translate
 _AGREEMENT = {torch.float64: 1e-11, torch.float32: 1e-4}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _KIND = attrgetter("dtype", "shape")
+# Measured: with more weights than the second-level cache holds, or where torch has several threads for
+# much work, the callbacks' matrix products are quicker than one thread here.
+_MOST_WEIGHTS, _MOST_WORK = 2**16, 2**22
 _fields = PerFunction()
 
 
@@ -35,6 +38,7 @@ class NativeField:
         self._kinds = list(map(_KIND, self._tensors))
         self._seen = _Seen(problem.func)
         self.params = problem.params
+        self._weights, self._work = tape.weights, tape.work
         self._all = problem.explicit_params is None
         starts = {id(p): 0 for p in problem.params}
         offset = 0
@@ -72,6 +76,11 @@ class NativeField:
             return self._all
         asked = problem.explicit_params
         return len(asked) == len(self.params) and all(map(is_, asked, self.params))
+
+    def pays(self) -> bool:
+        """Whether it is quicker than callbacks are with torch's threads."""
+        alone = torch.get_num_threads() == 1
+        return self._weights <= _MOST_WEIGHTS and (alone or self._work <= _MOST_WORK)
 
     def _readable(self) -> bool:
         """Whether the tensors are still what Julia takes them for, whatever their data became."""

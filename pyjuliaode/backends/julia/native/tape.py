@@ -93,3 +93,13 @@ class Tape:
     scalars: int = 0
     features: int = 0
     shape: tuple[int, int, int] = (1, 1, 1)
+
+    @property
+    def weights(self) -> int:
+        """Weights of the linear maps."""
+        return sum(op.inputs * op.outputs for op in self.ops if op.code == LINEAR)
+
+    @property
+    def work(self) -> int:
+        """Multiplications of one evaluation of the linear maps, over the whole batch."""
+        return self.shape[1] * sum(op.n * op.inputs for op in self.ops if op.code == LINEAR)
