@@ -153,8 +153,9 @@ class Solution:
         return self.dense(t)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy or a pickle: all but the dense output, which belongs to a running solver."""
-        return {**vars(self), "dense": None}
+        """Of a copy or a pickle: without a dense output that lives in Julia."""
+        portable = getattr(self.dense, "portable", True)
+        return vars(self) if portable else {**vars(self), "dense": None}
 
     def raise_if_failed(self) -> Solution:
         """Return self, or raise :class:`SolverError` that carries this partial solution."""

@@ -162,8 +162,9 @@ def test_explicit_params_are_found_in_the_copy():
 def test_a_plain_function_is_checked():
     check = pjo.crosscheck(lambda t, y: -y, start(3, 2), TIMES, ONE["against"], tols=[1e-6])
     assert check.agrees, check
-    assert {row.status for row in check.rows} == {"ok"}
-    assert all(0 < row.gradient_y0 < 1e-5 for row in check.rows)
+    ran = [row for row in check.rows if row.status != "not run"]  # witnesses that are installed
+    assert {row.status for row in ran} == {"ok"}
+    assert all(0 < row.gradient_y0 < 1e-5 for row in ran)
 
 
 def test_a_layer_is_checked_through_its_dynamics():

@@ -24,10 +24,10 @@ class Flat(Protocol):
 
 
 class UserDense:
-    """Times checked, states in the user's shapes."""
+    """Times checked, states in the user's shapes; ``portable``: can be copied and pickled."""
 
-    def __init__(self, make: Callable[[], Flat], structure: Structure):
-        self._make, self.structure = make, structure
+    def __init__(self, make: Callable[[], Flat], structure: Structure, portable: bool = True):
+        self._make, self.structure, self.portable = make, structure, portable
 
     @cached_property
     def flat(self) -> Flat:

@@ -210,7 +210,7 @@ def _result(
         # of float32 solves the time that was reached is a rounded one
         end = problem.times[-1] if done.retcode.successful else done.reached
         make = partial(KeptDense, runtime, done.kept, problem, end)
-        dense = UserDense(make, problem.structure)
+        dense = UserDense(make, problem.structure, portable=False)
     return Result(rows, stats, done.retcode, done.message, done.step_t, dense)
 
 

@@ -24,8 +24,8 @@ from .translate import Untranslatable, translate
 _AGREEMENT = {torch.float64: 1e-11, torch.float32: 1e-4}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _KIND = attrgetter("dtype", "shape")
-# Measured: with more weights than the second-level cache holds, or where torch has several threads for
-# much work, the callbacks' matrix products are quicker than one thread here.
+# Measured: with more weights than the second-level cache holds, or where torch has several threads
+# for much work, the callbacks' matrix products are quicker than one thread here.
 _MOST_WEIGHTS, _MOST_WORK = 2**16, 2**22
 _fields = PerFunction()
 
