@@ -30,33 +30,24 @@ end
 end
 
 "Features of a block of samples, from a flat state."
-@inline function gather_block!(X::Ptr{T}, u::Ptr{T}, tape::Tape, from, L) where {T}
-    if tape.batch == 1
-        unsafe_copyto!(X, u, sample(tape))
-        return nothing
-    end
-    after = tape.after_batch
-    for k in 0:(tape.before_batch - 1), d in 1:after
-        x = feature(X, k * after + d - 1, L)
-        base = (k * tape.batch + from) * after + d
-        @simd ivdep for l in 0:(L - 1)
-            unsafe_store!(x, unsafe_load(u, base + l * after), l + 1)
-        end
-    end
-    return nothing
-end
+gather_block!(X, u, tape, from, L) = move_block!((x, u) -> (x, u), X, u, tape, from, L)
 
-@inline function scatter_block!(u::Ptr{T}, X::Ptr{T}, tape::Tape, from, L) where {T}
+"And back."
+scatter_block!(u, X, tape, from, L) = move_block!((x, u) -> (u, x), X, u, tape, from, L)
+
+"`order` says which of (features, state) is written."
+@inline function move_block!(order::F, X::Ptr{T}, u::Ptr{T}, tape::Tape, from, L) where {F, T}
     if tape.batch == 1
-        unsafe_copyto!(u, X, sample(tape))
+        unsafe_copyto!(order(X, u)..., sample(tape))
         return nothing
     end
     after = tape.after_batch
-    for k in 0:(tape.before_batch - 1), d in 1:after
-        x = feature(X, k * after + d - 1, L)
-        base = (k * tape.batch + from) * after + d
+    for k in 0:(tape.before_batch - 1), d in 0:(after - 1)
+        x = feature(X, k * after + d, L)
+        s = u + ((k * tape.batch + from) * after + d) * sizeof(T)
+        to, of = order((x, 1), (s, after))
         @simd ivdep for l in 0:(L - 1)
-            unsafe_store!(u, unsafe_load(x, l + 1), base + l * after)
+            unsafe_store!(to[1], unsafe_load(of[1], 1 + l * of[2]), 1 + l * to[2])
         end
     end
     return nothing
