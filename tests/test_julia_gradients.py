@@ -326,18 +326,20 @@ def test_mass_matrix_gradients_are_those_of_the_eliminated_form(name, adjoint):
     assert relative_error(gradients(lifted(h0), inputs), wanted) < 1e-6
 
 
+class Squared(nn.Module):
+    """y' = -a z, 0 = z - y^2."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1.0, dtype=F64))
+
+    def forward(self, t, y):
+        return torch.stack((-self.a * y[1], y[1] - y[0] ** 2))
+
+
 def test_gradients_of_a_dae_are_zero_for_its_algebraic_part():
-    """y' = -a z, 0 = z - y^2: y = 1 / (1/y0 + a t)."""
-
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Parameter(torch.tensor(1.0, dtype=F64))
-
-        def forward(self, t, y):
-            return torch.stack((-self.a * y[1], y[1] - y[0] ** 2))
-
-    dae = pjo.SemiExplicitDAE(Own(), torch.tensor([1.0, 0.0]))
+    """y = 1 / (1/y0 + a t)."""
+    dae = pjo.SemiExplicitDAE(Squared(), torch.tensor([1.0, 0.0]))
     y0 = torch.ones(2, dtype=F64, requires_grad=True)
     y = pjo.solve(dae, y0, [0.0, 1.0], julia("Rodas5P", 1e-10, "gauss")).y
     g, a = torch.autograd.grad(y[-1].sum(), [y0, dae.func.a])
@@ -368,17 +370,7 @@ def test_what_has_no_gradient_in_a_dae_is_refused():
 
 @pytest.mark.parametrize("method", ["Rodas4", "FBDF", "QNDF"])
 def test_which_methods_have_gradients_of_a_dae(method):
-    """y' = -a z, 0 = z - y^2, as above."""
-
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Parameter(torch.tensor(1.0, dtype=F64))
-
-        def forward(self, t, y):
-            return torch.stack((-self.a * y[1], y[1] - y[0] ** 2))
-
-    dae = pjo.SemiExplicitDAE(Own(), torch.tensor([1.0, 0.0]))
+    dae = pjo.SemiExplicitDAE(Squared(), torch.tensor([1.0, 0.0]))
     start, t = torch.ones(2, dtype=F64), [0.0, 1.0]
     y = pjo.solve(dae, start, t, julia(method, 1e-7, "gauss")).y
     (a,) = torch.autograd.grad(y[-1].sum(), dae.func.a)

@@ -144,9 +144,7 @@ class _NativeDirect(torch.autograd.Function):
             )
         ctx.stats.nfe_backward = int(nfe)
         ctx.stats.seconds_backward = time.perf_counter() - started
-        pieces = dp.split([p.numel() for p in params]) if params else ()
-        found = [g.view(p.shape) for g, p in zip(pieces, params, strict=True)]
-        grads = [du0, None, *found]
+        grads = [du0, None, *_of_each(dp, params)]
         if torch.is_grad_enabled():
             grads = once_only("direct (replay)", grads, [grad, y0, t, *params])
         return None, *grads
@@ -217,9 +215,13 @@ def _gradient(
         d_t = torch.zeros_like(problem.t)
         d_t[:n_rows] = torch.stack(slopes).to(problem.t)
         ctx.stats.nfe_backward += rhs.nfe
+    return [lam + grad[0], d_t, *_of_each(dp, params)]
+
+
+def _of_each(dp: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """The parameters' gradients, of one vector; without parameters it may have any length."""
     pieces = dp.split([p.numel() for p in params]) if params else ()
-    d_params = [g.view(p.shape).to(p.dtype) for g, p in zip(pieces, params, strict=True)]
-    return [lam + grad[0], d_t, *d_params]
+    return [g.view(p.shape).to(p.dtype) for g, p in zip(pieces, params, strict=True)]
 
 
 def _solve_adjoint(
