@@ -132,6 +132,21 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([nn.Conv2d(2, 2, 3, stride=2, padding=1)], "stride"),
+        ([nn.Conv2d(2, 2, 1, padding=1)], "beyond its kernel"),
+        ([nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")], "pad"),
+        ([nn.Conv3d(2, 2, 1)], "conv3d"),
+    ],
+)
+def test_convolutions_without_a_native_form_are_named(layers, said):
+    y = torch.zeros(3, 2, *[6] * (layers[0].weight.ndim - 2), dtype=F64)
+    with pytest.raises(Untranslatable, match=said):
+        translate(Images(*layers).to(F64), torch.tensor(0.0, dtype=F64), y)
+
+
 @pytest.mark.julia
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -152,6 +167,68 @@ def test_operations_and_their_products_are_torch_s(name):
             found[native] = [sol.y, *gradients(sol.y, inputs)]
         # steps differ by the rounding of their error estimates
         assert relative_error(found["always"], found["never"]) < 1e-9
+
+
+class Images(nn.Module):
+    """Convolutions one after another, with the time as one more channel where they want it."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, t, y):
+        for layer in self.layers:
+            rank = len(layer.kernel_size) + 1
+            if layer.in_channels > y.shape[-rank]:
+                y = torch.cat([y, t.expand_as(y.narrow(-rank, 0, 1))], -rank)
+            y = torch.tanh(layer(y))
+        return y
+
+
+CONVOLUTIONS = {
+    "1 x 1": lambda: [nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 1, bias=False)],
+    "3 x 3": lambda: [nn.Conv2d(2, 7, 3, padding=1), nn.Conv2d(7, 2, 3, padding=1)],
+    "time": lambda: [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(5, 2, 1)],
+    "dilation": lambda: [
+        nn.Conv2d(2, 4, 3, padding=2, dilation=2),
+        nn.Conv2d(4, 2, (5, 3), padding=(2, 1)),
+    ],
+    "same": lambda: [nn.Conv2d(2, 4, 5, padding="same"), nn.Conv2d(4, 2, (3, 1), padding="same")],
+    "groups": lambda: [nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.Conv2d(4, 2, 1, groups=2)],
+    "smaller between": lambda: [nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 3, padding=2)],
+}
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_and_their_products_are_torch_s(name):
+    """As above; one image, some, and more than a block has lanes."""
+    func = Images(*CONVOLUTIONS[name]()).to(F64)
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
+    for shape in ((1, 2, 6, 7), (3, 2, 5, 5), (20, 2, 6, 7), (400, 2, 9, 9), (2, 6, 7)):
+        y0 = torch.randn(shape, dtype=F64, requires_grad=True)
+        inputs, found = [y0, *func.parameters()], []
+        for native in ("always", "never"):
+            sol = pjo.solve(func, y0, t, julia(native, 1e-5, "direct"))
+            found.append([sol.y, *gradients(sol.y, inputs)])
+        assert relative_error(*found) < 1e-9
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("adjoint", ["direct", "gauss"])
+def test_convolutions_of_signals_second_order_models_and_float32(adjoint):
+    signals = Images(nn.Conv1d(3, 5, 3, padding=1), nn.Conv1d(5, 2, 3, padding=2, dilation=2))
+    images = pjo.HBNODE(Images(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)))
+    h0 = torch.randn(5, 2, 6, 6)
+    for func, y0 in ((signals, torch.randn(6, 2, 11)), (images, images.initial_state(h0))):
+        for dtype in (torch.float32, F64):
+            func, y0 = func.to(dtype), y0.detach().to(dtype).requires_grad_()
+            inputs, found = [y0, *func.parameters()], []
+            for native in ("always", "never"):
+                sol = pjo.solve(func, y0, [0.0, 1.0], julia(native, 1e-5, adjoint))
+                found.append([sol.y, *gradients(sol.y, inputs)])
+            # of two adaptive solves at 1e-5; float32 rounds sums of hundreds of numbers
+            assert relative_error(*found) < (1e-4 if dtype == F64 else 1e-3)
 
 
 @pytest.mark.julia
@@ -205,6 +282,19 @@ def test_stiff_methods_and_second_order_ones_run_natively_too():
         model = pjo.NeuralODE(dynamics, solver=julia("always", 1e-9, "gauss", method))
         assert relative_error(gradients(model(h0), inputs), wanted) < 1e-5
         assert model.stats.native
+
+
+@pytest.mark.julia
+def test_what_a_failed_solve_reached_can_be_differentiated():
+    """y' = k y^2 blows up at 1; d y(1/2) / dk = t y^2 = 2. The steps near 1 are not finite."""
+    func = of(lambda m, t, y: m.scale * y**2)
+    with torch.no_grad():
+        func.scale.fill_(1.0)
+    y0 = torch.ones(3, 2, dtype=F64)
+    sol = pjo.solve(func, y0, [0.0, 0.5, 2.0], julia("always", adjoint="direct"), throw=False)
+    assert not sol.retcode.successful and sol.stats.native
+    sol.y[-1, 0, 0].backward()
+    assert float(func.scale.grad) == pytest.approx(2.0, rel=1e-6)
 
 
 # --------------------------------------------------------------------------- when it is not native

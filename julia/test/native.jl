@@ -1,4 +1,5 @@
-using PyJuliaODE: FUNCTIONS, forget_tape!, replay!, slope, tape!, value
+using PyJuliaODE: CONVOLUTION, FUNCTIONS, Native, Op, Operand, Tape
+using PyJuliaODE: arena, backward!, forget_tape!, forward!, replay!, slope, tape!, value
 
 @testset "functions of the tape" begin
     reference = (
@@ -116,4 +117,77 @@ end
         end
     end
     forget_tape!(tape)
+end
+
+"The correlation of x (channels, height, width) with W (outputs, channels, kernel), as it is written."
+function correlation(x, W, bias, before, dilation, out)
+    y = zeros(size(W, 1), out...)
+    for I in CartesianIndices(y), J in CartesianIndices(size(W)[2:4])
+        o, i, j = Tuple(I)
+        c, a, b = Tuple(J)
+        u, v = (i, j) .- before .+ (a - 1, b - 1) .* dilation
+        checkbounds(Bool, x, c, u, v) && (y[I] += W[o, c, a, b] * x[c, u, v])
+    end
+    return y .+ bias
+end
+
+@testset "convolutions" begin
+    rows(x) = vec(permutedims(x, reverse(1:ndims(x))))      # the last index varying fastest
+    of_rows(v, size) = permutedims(reshape(v, reverse(size)), reverse(eachindex(size)))
+    for (channels, outputs, size_, kernel, before, after, dilation) in (
+                (2, 7, (6, 7), (3, 3), (1, 1), (1, 1), (1, 1)),
+                (3, 1, (5, 9), (2, 4), (1, 0), (0, 2), (1, 1)),
+                (2, 8, (9, 8), (3, 2), (2, 1), (2, 0), (2, 1)),
+            ), L in (1, 3, 8), run in (true, false)
+        out = size_ .+ before .+ after .- (kernel .- 1) .* dilation
+        n, m = channels * prod(size_), outputs * prod(out)
+        W, bias = randn(outputs, channels, kernel...), randn(outputs)
+        x, dy = randn(channels, size_..., L), randn(outputs, out..., L)
+        # without a run: features in the opposite order, and the last from S
+        order = run ? collect(0:(n - 1)) : collect((n - 1):-1:0)
+        table = Int32[order..., channels, size_..., kernel..., before..., dilation..., out...]
+        run || (table[n] = -1)
+        first = length(W) + outputs + 1
+        op = Op(
+            CONVOLUTION, m, n, Operand(0, run ? 0 : -1), Operand(n, -1), channels * prod(kernel), outputs, 1,
+            1 + length(W), 0.0, 0.0
+        )
+        result, none = Operand(0, n), Tuple{Int, Int, Int}[]
+        tape = Tape(Op[], Op[], [op], table, result, none, none, 1, first, n + m, 1, L, n, L)
+        native = Native{Float64}(tape)
+        native.S .= [0.3; rows(W); bias]
+        flat = reduce(hcat, [rows(x[:, :, :, l]) for l in 1:L])      # n x L
+        for (j, id) in enumerate(order)
+            native.X[(id * L + 1):(id * L + L)] = flat[j, :]
+        end
+        run || (x[end, end, end, :] .= 0.3)
+        GC.@preserve native begin
+            memory = arena(native)
+            forward!(op, table, memory)
+            for l in 1:L
+                y = of_rows(native.X[(n * L + l):L:end], (outputs, out...))
+                @test y ≈ correlation(x[:, :, :, l], W, bias, before, dilation, out)
+            end
+            native.dX[(n * L + 1):end] = vec(permutedims(reduce(hcat, [rows(dy[:, :, :, l]) for l in 1:L])))
+            backward!(op, table, memory, true)
+        end
+        # the products are those of a function that is linear in x, in W and in the bias
+        y_of(x, W) = sum(
+            sum(dy[:, :, :, l] .* correlation(x[:, :, :, l], W, 0.0, before, dilation, out)) for l in 1:L
+        )
+        for l in 1:L, J in (1, n ÷ 2, n - 1)
+            unit = zero(x)
+            unit[:, :, :, l] = of_rows(Float64.(1:n .== J), (channels, size_...))
+            @test native.dX[order[J] * L + l] ≈ y_of(unit, W)
+        end
+        if !run
+            unit = zero(x)
+            unit[end, end, end, :] .= 1
+            @test native.dS[1] ≈ y_of(unit, W)
+        end
+        for J in (1, length(W) ÷ 2, length(W))
+            @test native.dS[1 + J] ≈ y_of(x, of_rows(Float64.(1:length(W) .== J), size(W)))
+        end
+        @test native.dS[(end - outputs + 1):end] ≈ vec(sum(dy; dims = (2, 3, 4)))
+    end
 end

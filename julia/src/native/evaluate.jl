@@ -1,7 +1,9 @@
 # A tape on states: blocks of samples in, values and products out.
 
-arena(n::Native) = Arena(pointer(n.X), pointer(n.dX), pointer(n.S), pointer(n.dS), n.tape.lanes)
-scalar_arena(n::Native) = (m = arena(n); Arena(m.S, m.dS, m.S, m.dS, 1))
+arena(n::Native) = Arena(
+    pointer(n.X), pointer(n.dX), pointer(n.S), pointer(n.dS), pointer(n.room), pointer(n.taps), n.tape.lanes
+)
+scalar_arena(n::Native) = (m = arena(n); moved(m, m.S, m.dS, 1))
 
 function run_scalars!(native::Native, ops)
     GC.@preserve native for op in ops
@@ -26,7 +28,7 @@ end
 "The arena for the block of samples that begins after `from`: the last may have fewer lanes."
 @inline function block_arena(native::Native, from)
     m = arena(native)
-    return Arena(m.A, m.dA, m.S, m.dS, min(native.tape.lanes, native.tape.batch - from))
+    return moved(m, m.A, m.dA, min(native.tape.lanes, native.tape.batch - from))
 end
 
 "Features of a block of samples, from a flat state."
@@ -66,10 +68,7 @@ end
         if id >= 0
             unsafe_copyto!(y, feature(m.A, id, L), L)
         else
-            s = unsafe_load(m.S, -id)
-            for l in 1:L
-                unsafe_store!(y, s, l)
-            end
+            fill_lanes!(y, unsafe_load(m.S, -id), L)
         end
     end
     return nothing
@@ -78,17 +77,12 @@ end
 "Cotangents of the result, given as sample features, into those of the arena, which is cleared."
 @inline function result_back!(dout::Ptr{T}, tape::Tape, m::Arena{T}, scalars) where {T}
     n, L = sample(tape), m.L
-    for i in 1:(tape.features * L)
-        unsafe_store!(m.dA, zero(T), i)
-    end
+    fill_lanes!(m.dA, zero(T), tape.features * L)
     for j in 0:(n - 1)
         id = number(tape.result, tape.table, j)
         dy = feature(dout, j, L)
         if id >= 0
-            dx = feature(m.dA, id, L)
-            @simd ivdep for l in 1:L
-                unsafe_store!(dx, unsafe_load(dx, l) + unsafe_load(dy, l), l)
-            end
+            add_lanes!(feature(m.dA, id, L), dy, L)
         elseif scalars
             add_sum!(m.dS, -id, dy, L, one(T))
         end
@@ -96,19 +90,24 @@ end
     return nothing
 end
 
+"The block's values in the arena, and du = f of them."
+@inline function run_block!(native::Native, m, du, u, from)
+    tape, spare = native.tape, native.spare
+    gather_block!(m.A, pointer(u), tape, from, m.L)
+    for op in tape.ops
+        forward!(op, tape.table, m)
+    end
+    result!(pointer(spare), tape, m)
+    scatter_block!(pointer(du), pointer(spare), tape, from, m.L)
+    return nothing
+end
+
 "du = f(u, t)"
 function field!(native::Native{T}, du::Vector{T}, u::Vector{T}, t) where {T}
     tape = native.tape
     set_time!(native, t)
-    spare = native.dX               # no cotangents here: the result is put together in it
     GC.@preserve native du u for from in 0:tape.lanes:(tape.batch - 1)
-        m = block_arena(native, from)
-        gather_block!(m.A, pointer(u), tape, from, m.L)
-        for op in tape.ops
-            forward!(op, tape.table, m)
-        end
-        result!(pointer(spare), tape, m)
-        scatter_block!(pointer(du), pointer(spare), tape, from, m.L)
+        run_block!(native, block_arena(native, from), du, u, from)
     end
     native.backwards && negate!(du)
     return nothing
@@ -121,16 +120,10 @@ function products!(native::Native{T}, du, gu, gp, u, lam, t, params::Bool) where
     tape = native.tape
     set_time!(native, t)
     params && fill!(native.dS, 0)
-    n = sample(tape)
     spare = native.spare
     GC.@preserve native du gu u lam for from in 0:tape.lanes:(tape.batch - 1)
         m = block_arena(native, from)
-        gather_block!(m.A, pointer(u), tape, from, m.L)
-        for op in tape.ops
-            forward!(op, tape.table, m)
-        end
-        result!(pointer(spare), tape, m)
-        scatter_block!(pointer(du), pointer(spare), tape, from, m.L)
+        run_block!(native, m, du, u, from)
         gather_block!(pointer(spare), pointer(lam), tape, from, m.L)
         result_back!(pointer(spare), tape, m, params)
         for op in Iterators.reverse(tape.ops)

@@ -45,6 +45,8 @@ function run_replay!(ws::Workspace{Vector{T}, T}, ts, us, tableau, times, rows, 
     native = ws.native::Native{T}
     tape = native.tape
     s, cells, n = length(tableau.b), length(native.X), length(ws)
+    # steps of a failed solve beyond the last row carry nothing, and may not be finite
+    ts = view(ts, 1:min(searchsortedfirst(ts, times[end]), length(ts)))
     inside = any(t -> !insorted(t, ts), times)
     last_stage = inside ? s : something(findlast(!iszero, tableau.b), 1)
     work = ReplayWork(
@@ -134,7 +136,7 @@ function replay_block!(ws, native::Native{T}, work, ts, us, tableau, s, times, r
 end
 
 @inline stage_arena(work::ReplayWork{T}, m::Arena{T}, i, cells) where {T} =
-    Arena(pointer(work.stages, (i - 1) * cells + 1), m.dA, m.S, m.dS, m.L)
+    moved(m, pointer(work.stages, (i - 1) * cells + 1), m.dA, m.L)
 
 @inline function axpy_at!(out::Ptr{T}, a::T, x::Vector{T}, n) where {T}
     a == 0 && return nothing

@@ -19,14 +19,15 @@ struct Op
     x::Operand
     y::Operand
     inputs::Int     # of LINEAR, whose x is one run: features in and out of a group, and where in S
-    outputs::Int    # weight and bias (< 0: none) begin
+    outputs::Int    # weight and bias (< 0: none) begin; of CONVOLUTION: factors of a number, channels out
     weight::Int
     bias::Int
     a::Float64
     b::Float64
 end
 
-const ADD, MUL, DIV, LINEAR = 32, 33, 34, 35    # x + a y, x y, x / y, x W' + bias
+# x + a y, x y, x / y, x W' + bias, conv2d(x, W, bias) of the geometry in the table at y.at
+const ADD, MUL, DIV, LINEAR, CONVOLUTION = 32, 33, 34, 35, 36
 
 """
     Tape
@@ -66,15 +67,20 @@ mutable struct Native{T}
     const S::Vector{T}
     const dS::Vector{T}
     const spare::Vector{T}      # sample features of a block
+    const room::Vector{T}       # of the convolutions
+    const taps::Vector{Int}
     const du::Vector{T}         # of a state, where nobody wants it
 end
 
 function Native{T}(tape::Tape) where {T}
     cells = tape.features * tape.lanes
-    S = zeros(T, tape.scalars)
+    images = [op for ops in (tape.before, tape.timely, tape.ops) for op in ops if op.code == CONVOLUTION]
+    room = maximum(op -> sum(room_of(op, tape.table, tape.lanes)), images; init = 0)
+    taps = maximum(op -> max(op.inputs, taps_back(op, tape.table)), images; init = 0)
     return Native{T}(
-        tape, false, zeros(T, cells), zeros(T, cells), S, zeros(T, tape.scalars),
-        zeros(T, sample(tape) * tape.lanes), zeros(T, sample(tape) * tape.batch)
+        tape, false, zeros(T, cells), zeros(T, cells), zeros(T, tape.scalars), zeros(T, tape.scalars),
+        zeros(T, sample(tape) * tape.lanes), zeros(T, room), zeros(Int, taps),
+        zeros(T, sample(tape) * tape.batch)
     )
 end
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-ADD, MUL, DIV, LINEAR = 32, 33, 34, 35
+ADD, MUL, DIV, LINEAR, CONVOLUTION = 32, 33, 34, 35, 36
+PRODUCTS = (LINEAR, CONVOLUTION)
 # In the order of FUNCTIONS in julia/src/native/functions.jl.
 FUNCTIONS = {
     name: code
@@ -96,10 +97,10 @@ class Tape:
 
     @property
     def weights(self) -> int:
-        """Weights of the linear maps."""
-        return sum(op.inputs * op.outputs for op in self.ops if op.code == LINEAR)
+        """Weights of the linear maps and convolutions."""
+        return sum(op.inputs * op.outputs for op in self.ops if op.code in PRODUCTS)
 
     @property
     def work(self) -> int:
-        """Multiplications of one evaluation of the linear maps, over the whole batch."""
-        return self.shape[1] * sum(op.n * op.inputs for op in self.ops if op.code == LINEAR)
+        """Multiplications of one evaluation of them, over the whole batch."""
+        return self.shape[1] * sum(op.n * op.inputs for op in self.ops if op.code in PRODUCTS)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .tape import ADD, DIV, FUNCTIONS, LINEAR, MUL, Op, Operand, Tape
+from .tape import ADD, CONVOLUTION, DIV, FUNCTIONS, LINEAR, MUL, Op, Operand, Tape
 
 aten = torch.ops.aten
 _MOST_FEATURES = 100_000
@@ -175,9 +175,18 @@ class _Translation:
         return Operand(at, -1)
 
     def _emit(
-        self, lane: int | None, operands: list[Tensor], shape: Sequence[int], n: int, **parts: Any
+        self,
+        lane: int | None,
+        operands: list[Tensor],
+        shape: Sequence[int],
+        n: int,
+        geometry: Sequence[int] = (),
+        **parts: Any,
     ) -> Tensor:
-        """An operation whose result has ``shape``, n numbers of it in each sample."""
+        """An operation whose result has ``shape``, n numbers of it in each sample.
+
+        ``geometry``, of a convolution, takes the place of a second operand.
+        """
         scalar = all(bool((x < 0).all()) for x in operands)
         if scalar:
             timely = any(bool(((x == -1) | (x <= -_LATER)).any()) for x in operands)
@@ -201,6 +210,9 @@ class _Translation:
                 along = torch.arange(self.batch).view(-1, *(1 for _ in rest))
                 names = (names[None] * self.batch + along).movedim(0, lane)
         x, y = (*(self._operand(o) for o in operands), Operand(0, 0))[:2]
+        if geometry:
+            y = Operand(len(self.tape.table), -1)
+            self.tape.table += geometry
         op = Op(n=n, out=out, x=x, y=y, **parts)
         tape = self.tape
         (tape.ops if not scalar else tape.timely if timely else tape.before_time).append(op)
@@ -245,6 +257,46 @@ class _Translation:
         n = len(names) // inputs * outputs
         linear = {"inputs": inputs, "outputs": outputs, "weight": weights, "bias": biases}
         return self._emit(lane, [names], (*shape[:-1], outputs), n, code=LINEAR, **linear)
+
+    def convolution(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+    ) -> Tensor:
+        """Names (B, C, H, W), a weight (O, C, kH, kW); zeros before and after on both axes."""
+        lane, (names,), shape = self._aligned(x)
+        if lane != 0:
+            if lane is not None:
+                raise _MixedSamples("a convolution mixes the samples of the batch")
+            if shape[0] > 1:
+                return torch.cat(
+                    [self.convolution(y, weight, bias, padding, dilation) for y in x.split(1)]
+                )
+        outputs, channels, *kernel = weight.shape
+        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if any(max(p) > r for p, r in zip(padding, reach, strict=True)):
+            raise Untranslatable("a convolution is padded beyond its kernel")
+        size = list(shape[2:])
+        out = [s + sum(p) - r for s, p, r in zip(size, padding, reach, strict=True)]
+        if kernel == [1, 1]:  # one row
+            size = out_size = [1, size[0] * size[1]]
+        else:
+            out_size = out
+        return self._emit(
+            lane,
+            [names],
+            (shape[0], outputs, *out),
+            outputs * out[0] * out[1],
+            geometry=[channels, *size, *kernel, *(p[0] for p in padding), *dilation, *out_size],
+            code=CONVOLUTION,
+            inputs=channels * kernel[0] * kernel[1],
+            outputs=outputs,
+            weight=self._run(weight),
+            bias=-1 if bias is None else self._run(bias),
+        )
 
     def _copied(self, lane: int | None, names: Tensor, shape: Sequence[int]) -> Tensor:
         """The same numbers in one run, in the order of ``names``."""
@@ -399,6 +451,46 @@ def _matmul(tr: _Translation, x: Tensor, weight: Tensor) -> Tensor:
     return tr.linear(x, weight.t())
 
 
+def _convolution(
+    tr: _Translation,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """conv1d and conv2d, of a batch or of one image."""
+    axes = weight.ndim - 2
+    if x.ndim == axes + 1:
+        parts = (weight, bias, stride, padding, dilation, groups)
+        return _convolution(tr, x[None], *parts)[0]
+    if set(_of_axes(stride, axes)) != {1}:
+        raise Untranslatable("a convolution with a stride has no native form")
+    dilation = _of_axes(dilation, axes)
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if padding == "same":
+        pads = [(r // 2, r - r // 2) for r in reach]
+    else:
+        pads = [(p, p) for p in _of_axes(0 if padding == "valid" else padding, axes)]
+    if axes == 1:  # a row
+        x, weight, dilation, pads = x[:, :, None], weight[:, :, None], [1, *dilation], [(0, 0), *pads]
+    biases = [None] * groups if bias is None else bias.chunk(groups)
+    found = [
+        tr.convolution(part, w, b, pads, dilation)
+        for part, w, b in zip(x.chunk(groups, 1), weight.chunk(groups), biases, strict=True)
+    ]
+    out = torch.cat(found, 1)
+    return out[:, :, 0] if axes == 1 else out
+
+
+def _of_axes(value: Any, axes: int) -> list[int]:
+    """One number for every axis."""
+    listed = list(value) if isinstance(value, list | tuple) else [value]
+    return listed * axes if len(listed) == 1 else listed
+
+
 def _power(tr: _Translation, x: Tensor, exponent: float) -> Tensor:
     return tr.unary("power", x, exponent)
 
@@ -448,6 +540,10 @@ _COMPUTES: dict[Any, Callable[..., Tensor]] = {
     aten.addmm.default: _addmm,
     aten.mm.default: _matmul,
     aten.matmul.default: _matmul,
+    aten.conv1d.default: _convolution,
+    aten.conv1d.padding: _convolution,
+    aten.conv2d.default: _convolution,
+    aten.conv2d.padding: _convolution,
     aten.add.Tensor: _add,
     aten.add.Scalar: _add,
     aten.sub.Tensor: _sub,
