@@ -475,7 +475,8 @@ def _convolution(
     else:
         pads = [(p, p) for p in _of_axes(0 if padding == "valid" else padding, axes)]
     if axes == 1:  # a row
-        x, weight, dilation, pads = x[:, :, None], weight[:, :, None], [1, *dilation], [(0, 0), *pads]
+        x, weight = x[:, :, None], weight[:, :, None]
+        dilation, pads = [1, *dilation], [(0, 0), *pads]
     biases = [None] * groups if bias is None else bias.chunk(groups)
     found = [
         tr.convolution(part, w, b, pads, dilation)
