@@ -44,14 +44,12 @@ end
 function run_replay!(ws::Workspace{Vector{T}, T}, ts, us, tableau, times, rows, du0, dp) where {T}
     native = ws.native::Native{T}
     tape = native.tape
-    s, cells, n = length(tableau.b), length(native.X), length(ws)
+    s, n = length(tableau.b), length(ws)
     # steps of a failed solve beyond the last row carry nothing, and may not be finite
     ts = view(ts, 1:min(searchsortedfirst(ts, times[end]), length(ts)))
     inside = any(t -> !insorted(t, ts), times)
     last_stage = inside ? s : something(findlast(!iszero, tableau.b), 1)
-    work = ReplayWork(
-        zeros(T, cells * last_stage), [zeros(T, sample(tape) * tape.lanes) for _ in 1:(2last_stage + 3)]
-    )
+    work = replay_work!(native, last_stage)
     fill!(native.dS, 0)
     GC.@preserve native work rows du0 for from in 0:tape.lanes:(tape.batch - 1)
         replay_block!(ws, native, work, ts, us, tableau, last_stage, times, rows, n, du0, from)
@@ -60,17 +58,25 @@ function run_replay!(ws::Workspace{Vector{T}, T}, ts, us, tableau, times, rows, 
     return (length(ts) - 1) * last_stage
 end
 
-struct ReplayWork{T}
-    stages::Vector{T}           # the arena of every stage of one step
-    samples::Vector{Vector{T}}  # state features: k_i, their cotangents, y, its cotangent, a spare
+"Room for the stages of a step, kept with the arenas: to allocate it costs as much as some steps."
+function replay_work!(native::Native{T}, stages) where {T}
+    work = native.work
+    if work === nothing || length(work.stages) < stages * length(native.X)
+        lanes = length(native.spare)
+        work = ReplayWork(
+            Vector{T}(undef, stages * length(native.X)), [Vector{T}(undef, lanes) for _ in 1:(2stages + 3)]
+        )
+        native.work = work
+    end
+    return work
 end
 
 function replay_block!(ws, native::Native{T}, work, ts, us, tableau, s, times, rows, n, du0, from) where {T}
     tape, m = native.tape, block_arena(native, from)
     L, nf = m.L, sample(tape) * m.L
     cells = tape.features * L
-    k, dk = view(work.samples, 1:s), view(work.samples, (s + 1):2s)
-    y, λ, spare = work.samples[2s + 1], work.samples[2s + 2], work.samples[2s + 3]
+    y, λ, spare = work.samples[1], work.samples[2], work.samples[3]
+    k, dk = view(work.samples, 4:(s + 3)), view(work.samples, (s + 4):(2s + 3))
     fill!(λ, 0)
     row = length(times)
     for step in (length(ts) - 1):-1:1

@@ -58,6 +58,12 @@ end
 "Numbers of a state that make one sample, and so the first features of X."
 sample(tape::Tape) = tape.before_batch * tape.after_batch
 
+"What the replay of a step needs."
+struct ReplayWork{T}
+    stages::Vector{T}           # the arena of every stage
+    samples::Vector{Vector{T}}  # state features: y, its cotangent, a spare, k_i, their cotangents
+end
+
 "A tape with the arenas of one solve: parameters as they were when it began."
 mutable struct Native{T}
     const tape::Tape
@@ -70,6 +76,7 @@ mutable struct Native{T}
     const room::Vector{T}       # of the convolutions
     const taps::Vector{Int}
     const du::Vector{T}         # of a state, where nobody wants it
+    work::Union{Nothing, ReplayWork{T}}
 end
 
 function Native{T}(tape::Tape) where {T}
@@ -80,7 +87,7 @@ function Native{T}(tape::Tape) where {T}
     return Native{T}(
         tape, false, zeros(T, cells), zeros(T, cells), zeros(T, tape.scalars), zeros(T, tape.scalars),
         zeros(T, sample(tape) * tape.lanes), zeros(T, room), zeros(Int, taps),
-        zeros(T, sample(tape) * tape.batch)
+        zeros(T, sample(tape) * tape.batch), nothing
     )
 end
 

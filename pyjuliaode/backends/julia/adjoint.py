@@ -134,7 +134,7 @@ class _NativeDirect(torch.autograd.Function):
         problem, kept = ctx.problem, ctx.kept
         rows = grad.detach().contiguous()
         du0 = torch.empty_like(rows[0])
-        dp = rows.new_empty(max(sum(p.numel() for p in params), 1))
+        dp = rows.new_empty(sum(map(Tensor.numel, params)) or 1)
         times = doubles([kept.sign * x for x in problem.times[: rows.shape[0]]])
         degree, numbers = numbers_of(ctx.tableau)
         with kept.workspace.calling():
@@ -220,8 +220,9 @@ def _gradient(
 
 def _of_each(dp: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
     """The parameters' gradients, of one vector; without parameters it may have any length."""
-    pieces = dp.split([p.numel() for p in params]) if params else ()
-    return [g.view(p.shape).to(p.dtype) for g, p in zip(pieces, params, strict=True)]
+    pieces = dp.split_with_sizes([p.numel() for p in params]) if params else ()
+    found = [g.view(p.shape) for g, p in zip(pieces, params, strict=True)]
+    return [g if g.dtype == p.dtype else g.to(p.dtype) for g, p in zip(found, params, strict=True)]
 
 
 def _solve_adjoint(

@@ -66,8 +66,7 @@ class Workspace:
         self.rhs, self.sign, self._event_fn = RHS(problem), sign, event_fn
         self.error = None
         self._sides: dict[float, float] = {}
-        self._write = self.rhs.writer(self.rhs.destinations(self.du.unsqueeze(0))[0], self.u)
-        self._gp = None
+        self._write = self._gp = None
         return self.rhs
 
     def take_sides(self, jumps: Sequence[float], forward: bool) -> None:
@@ -102,6 +101,8 @@ class Workspace:
     # The state is copied for the user's module, which may keep it: the vector is overwritten.
 
     def _rhs(self, t: float) -> None:
+        if self._write is None:
+            self._write = self.rhs.writer(self.rhs.destinations(self.du.unsqueeze(0))[0], self.u)
         self._write(self._time(t) if self._sides else self.sign * t)
         if self.sign < 0:
             self.du.neg_()
