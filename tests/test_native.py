@@ -12,8 +12,9 @@ from problems import F64, Field, gradients, models, relative_error
 from torch import nn
 
 import pyjuliaode as pjo
+from pyjuliaode.backends.julia.native.builder import Untranslatable
 from pyjuliaode.backends.julia.native.tape import FUNCTIONS, LINEAR
-from pyjuliaode.backends.julia.native.translate import Untranslatable, translate
+from pyjuliaode.backends.julia.native.translate import translate
 
 CONTINUOUS = ["gauss", "interpolating", "quadrature", "backsolve"]
 ADJOINTS = ["direct", *CONTINUOUS]
@@ -66,7 +67,8 @@ def test_views_cost_nothing_and_scalars_are_computed_once():
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (lambda m, t, y: nn.functional.layer_norm(m.net(y), (2,)), "layer_norm"),
+        (lambda m, t, y: torch.softmax(m.net(y), -1), "softmax"),
+        (lambda m, t, y: nn.functional.batch_norm(y, None, None, training=True), "call eval"),
         (lambda m, t, y: m.net(y) if t < 1 else -y, "tracing"),
         (lambda m, t, y: m.net(y) + torch.randn_like(y), "randn_like"),
         (lambda m, t, y: nn.functional.dropout(m.net(y), 0.5), "dropout"),
@@ -127,6 +129,11 @@ OPERATIONS = {
     "flip": lambda m, t, y: y.flip(1) - m.net(y),
     "matrix": lambda m, t, y: y @ m.net.weight + torch.addcmul(y, y, m.shift, value=0.5),
     "residual": lambda m, t, y: m.net(torch.tanh(m.net(y) + y)) - y,
+    "sum": lambda m, t, y: m.net(y) * y.pow(2).sum(1, keepdim=True) - y.sum(-1)[:, None] * t,
+    "mean": lambda m, t, y: y - torch.tanh(m.net(y)).mean(1, True) * m.shift.mean(0),
+    "sum of scalars": lambda m, t, y: y * torch.sin(t * m.net.weight).sum(),
+    "mixed samples": lambda m, t, y: m.net(y) - y.mean(0),
+    "layer norm": lambda m, t, y: nn.functional.layer_norm(m.net(y), (2,), m.shift, m.held, 0.1),
     "no state": lambda m, t, y: (m.shift * t).expand(y.shape),
     "over the transposed": lambda m, t, y: (m.net(y).T * 2).T,
 }
@@ -178,11 +185,18 @@ class Images(nn.Module):
 
     def forward(self, t, y):
         for layer in self.layers:
-            rank = len(layer.kernel_size) + 1
-            if layer.in_channels > y.shape[-rank]:
-                y = torch.cat([y, t.expand_as(y.narrow(-rank, 0, 1))], -rank)
+            if hasattr(layer, "kernel_size"):
+                rank = len(layer.kernel_size) + 1
+                if layer.in_channels > y.shape[-rank]:
+                    y = torch.cat([y, t.expand_as(y.narrow(-rank, 0, 1))], -rank)
             y = torch.tanh(layer(y))
         return y
+
+
+def _used(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """With statistics of a batch, and no longer in training."""
+    norm(torch.randn(50, norm.num_features, 2, 2) * 2 + 1)
+    return norm.eval()
 
 
 CONVOLUTIONS = {
@@ -195,6 +209,8 @@ CONVOLUTIONS = {
     ],
     "same": lambda: [nn.Conv2d(2, 4, 5, padding="same"), nn.Conv2d(4, 2, (3, 1), padding="same")],
     "groups": lambda: [nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.Conv2d(4, 2, 1, groups=2)],
+    "group norm": lambda: [nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 1)],
+    "batch norm": lambda: [nn.Conv2d(2, 4, 1), _used(nn.BatchNorm2d(4)), nn.Conv2d(4, 2, 1)],
     "smaller between": lambda: [nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 3, padding=2)],
 }
 
@@ -205,7 +221,8 @@ def test_convolutions_and_their_products_are_torch_s(name):
     """As above; one image, some, and more than a block has lanes."""
     func = Images(*CONVOLUTIONS[name]()).to(F64)
     t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
-    for shape in ((1, 2, 6, 7), (3, 2, 5, 5), (20, 2, 6, 7), (400, 2, 9, 9), (2, 6, 7)):
+    shapes = [(1, 2, 6, 7), (3, 2, 5, 5), (20, 2, 6, 7), (400, 2, 9, 9)]
+    for shape in [*shapes, (2, 6, 7)] if "norm" not in name else shapes:
         y0 = torch.randn(shape, dtype=F64, requires_grad=True)
         inputs, found = [y0, *func.parameters()], []
         for native in ("always", "never"):
@@ -304,15 +321,33 @@ def test_what_a_failed_solve_reached_can_be_differentiated():
 @pytest.mark.julia
 def test_auto_falls_back_and_always_says_why():
     y0, t = torch.randn(3, 2, dtype=F64), [0.0, 1.0]
-    normed = of(lambda m, t, y: nn.functional.layer_norm(m.net(y), (2,)))
-    sol = pjo.solve(normed, y0, t, julia("auto"))
+    shares = of(lambda m, t, y: torch.softmax(m.net(y), -1))
+    sol = pjo.solve(shares, y0, t, julia("auto"))
     assert not sol.stats.native
-    with pytest.raises(pjo.UnsupportedError, match="layer_norm"):
-        pjo.solve(normed, y0, t, julia("always"))
+    with pytest.raises(pjo.UnsupportedError, match="softmax"):
+        pjo.solve(shares, y0, t, julia("always"))
     with pytest.raises(pjo.UnsupportedError, match=r"nn\.Module"), torch.no_grad():
         pjo.solve(lambda t, y: -y, y0, t, julia("always"))
     with pytest.raises(pjo.InvalidArgumentError, match="native"):
         pjo.Solver(native="sometimes")
+
+
+@pytest.mark.julia
+def test_what_calls_change_is_not_native():
+    """Statistics of batches, and buffers that count."""
+    t, y0 = [0.0, 1.0], torch.randn(3, 2, 4, 4, dtype=F64)
+    trained = Images(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)).to(F64)
+    with pytest.raises(pjo.UnsupportedError, match=r"eval\(\)"), torch.no_grad():
+        pjo.solve(trained, y0, t, julia("always"))
+    assert trained.layers[1].num_batches_tracked == 0
+    assert pjo.solve(trained.eval(), y0, t, julia("always")).stats.native
+
+    def counting(m, t, y):
+        m.held.add_(1.0)
+        return m.net(y)
+
+    with pytest.raises(pjo.UnsupportedError, match="add_"):
+        pjo.solve(of(counting), torch.randn(3, 2, dtype=F64), t, julia("always"))
 
 
 @pytest.mark.julia

@@ -31,6 +31,7 @@ function forward!(op::Op, table, m::Arena)
     op.code < 32 ? with_function(f -> unary!(f, op, table, m), op.code) :
         op.code == LINEAR ? linear!(op, m) :
         op.code == CONVOLUTION ? convolution!(op, table, m) :
+        op.code == SUM ? sum!(op, table, m) :
         op.code == ADD ? binary!((x, y, a) -> muladd(a, y, x), op, table, m) :
         op.code == MUL ? binary!((x, y, a) -> x * y, op, table, m) :
         binary!((x, y, a) -> x / y, op, table, m)
@@ -97,6 +98,19 @@ end
     return nothing
 end
 
+function sum!(op::Op, table, m::Arena{T}) where {T}
+    a, L = T(op.a), m.L
+    for j in 0:(op.n - 1)
+        out = fill_lanes!(feature(m.A, op.out + j, L), zero(T), L)
+        for k in 0:(op.inputs - 1)
+            id = number(op.x, table, j * op.inputs + k)
+            id >= 0 ? add_lanes!(out, feature(m.A, id, L), L, a) :
+                add_number!(out, a * unsafe_load(m.S, -id), L)
+        end
+    end
+    return nothing
+end
+
 @inline function fill_lanes!(out::Ptr, x, n)
     for l in 1:n
         unsafe_store!(out, x, l)
@@ -104,9 +118,17 @@ end
     return out
 end
 
-@inline function add_lanes!(out::Ptr, x::Ptr, n)
+"out += a x"
+@inline function add_lanes!(out::Ptr{T}, x::Ptr{T}, n, a::T = one(T)) where {T}
     @simd ivdep for l in 1:n
-        unsafe_store!(out, unsafe_load(out, l) + unsafe_load(x, l), l)
+        unsafe_store!(out, muladd(a, unsafe_load(x, l), unsafe_load(out, l)), l)
+    end
+    return nothing
+end
+
+@inline function add_number!(out::Ptr, x, n)
+    for l in 1:n
+        unsafe_store!(out, unsafe_load(out, l) + x, l)
     end
     return nothing
 end
@@ -118,6 +140,7 @@ function backward!(op::Op, table, m::Arena, scalars::Bool)
     op.code < 32 ? with_function(f -> unary_back!(f, op, table, m, scalars), op.code) :
         op.code == LINEAR ? linear_back!(op, m, scalars) :
         op.code == CONVOLUTION ? convolution_back!(op, table, m, scalars) :
+        op.code == SUM ? sum_back!(op, table, m, scalars) :
         op.code == ADD ? binary_back!((x, y, a) -> one(a), (x, y, a) -> a, op, table, m, scalars) :
         op.code == MUL ? binary_back!((x, y, a) -> y, (x, y, a) -> x, op, table, m, scalars) :
         binary_back!((x, y, a) -> inv(y), (x, y, a) -> -x / (y * y), op, table, m, scalars)
@@ -186,6 +209,19 @@ end
         s = muladd(fy(vx, y, a), d, s)
     end
     scalars && unsafe_store!(m.dS, unsafe_load(m.dS, at) + s, at)
+    return nothing
+end
+
+function sum_back!(op::Op, table, m::Arena{T}, scalars) where {T}
+    a, L = T(op.a), m.L
+    for j in 0:(op.n - 1), k in 0:(op.inputs - 1)
+        id, dy = number(op.x, table, j * op.inputs + k), feature(m.dA, op.out + j, L)
+        if id >= 0
+            add_lanes!(feature(m.dA, id, L), dy, L, a)
+        elseif scalars
+            add_sum!(m.dS, -id, dy, L, a)
+        end
+    end
     return nothing
 end
 

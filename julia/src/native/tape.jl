@@ -12,22 +12,27 @@ struct Operand
     first::Int
 end
 
+"""
+`weight` and `bias` (< 0: none) are where in S those of LINEAR and CONVOLUTION begin. `inputs`: of LINEAR,
+whose x is one run, features of a group, and `outputs` those it becomes; of CONVOLUTION the factors of a
+number, and `outputs` the channels; of SUM its terms.
+"""
 struct Op
     code::Int       # < 32: FUNCTIONS[code + 1]; else one of the following
     n::Int          # features that are written
     out::Int        # the first of them
     x::Operand
     y::Operand
-    inputs::Int     # of LINEAR, whose x is one run: features in and out of a group, and where in S
-    outputs::Int    # weight and bias (< 0: none) begin; of CONVOLUTION: factors of a number, channels out
+    inputs::Int
+    outputs::Int
     weight::Int
     bias::Int
     a::Float64
     b::Float64
 end
 
-# x + a y, x y, x / y, x W' + bias, conv2d(x, W, bias) of the geometry in the table at y.at
-const ADD, MUL, DIV, LINEAR, CONVOLUTION = 32, 33, 34, 35, 36
+# x + a y, x y, x / y, x W' + bias, conv2d(x, W, bias) of the geometry in the table at y.at, a Σ x
+const ADD, MUL, DIV, LINEAR, CONVOLUTION, SUM = 32, 33, 34, 35, 36, 37
 
 """
     Tape

@@ -1,5 +1,5 @@
 """Native mode: a network's own operations run in Julia, without a call into Python.
 
-translate: a module's graph of torch operations -> Tape. register: a Tape in Julia, checked against
+translate: a module's graph of torch operations -> Tape. field: a Tape in Julia, checked against
 torch before it is used, for as long as the module stays as it is.
 """

@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ....problem import Problem
 from ....rhs import RHS, PerFunction
 from ...autocast import AutocastField
 from ..runtime import Runtime
 from ..workspace import acquire, give_back
+from .builder import Untranslatable
 from .tape import Tape
-from .translate import Untranslatable, translate
+from .translate import translate
 
 # Relative to the largest number of a result: rounding in another order, of sums of any length.
 _AGREEMENT = {torch.float64: 1e-11, torch.float32: 1e-4}
@@ -144,12 +146,14 @@ def native_field(runtime: Runtime, problem: Problem) -> NativeField | str:
     known = _fields.get(func, key)
     if isinstance(known, _Refused) and known.seen.unchanged():
         return known.reason
-    if isinstance(func, nn.Module) and _hooked(func):
-        return "the module has hooks, which would not be called"
     if isinstance(func, AutocastField):
         return "torch.autocast is on"
     if not isinstance(func, nn.Module):
         return "func is no torch.nn.Module, so changes of what it uses are not seen"
+    if any(vars(part)[name] for part in func.modules() for name in _HOOKS):
+        return "the module has hooks, which would not be called"
+    if any(isinstance(part, _BatchNorm) and part.training for part in func.modules()):
+        return "batch normalisation in training mixes the samples of the batch; call eval()"
     if problem.structure.is_tuple:
         return "the state is a tuple of tensors"
     try:
@@ -158,10 +162,6 @@ def native_field(runtime: Runtime, problem: Problem) -> NativeField | str:
         made = _Refused(str(error), _Seen(func))
     _fields.put(func, key, made)
     return made if isinstance(made, NativeField) else made.reason
-
-
-def _hooked(func: nn.Module) -> bool:
-    return any(vars(part)[name] for part in func.modules() for name in _HOOKS)
 
 
 class _Refused:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-ADD, MUL, DIV, LINEAR, CONVOLUTION = 32, 33, 34, 35, 36
+ADD, MUL, DIV, LINEAR, CONVOLUTION, SUM = 32, 33, 34, 35, 36, 37
 PRODUCTS = (LINEAR, CONVOLUTION)
 # In the order of FUNCTIONS in julia/src/native/functions.jl.
 FUNCTIONS = {
