@@ -104,7 +104,7 @@ function padded_input(op::Op, g::Geometry, table, m::Arena{T}) where {T}
         x = m.room + room_of(op, table, L)[1] * sizeof(T)
         for j in 0:(n - 1)
             id, to = number(op.x, table, j), feature(x, j, L)
-            id >= 0 ? unsafe_copyto!(to, feature(m.A, id, L), L) : fill_lanes!(to, unsafe_load(m.S, -id), L)
+            id >= 0 ? copy_lanes!(to, feature(m.A, id, L), L) : fill_lanes!(to, unsafe_load(m.S, -id), L)
         end
     end
     plain(g) && return x

@@ -118,6 +118,13 @@ end
     return out
 end
 
+@inline function copy_lanes!(out::Ptr, x::Ptr, n)
+    @simd ivdep for l in 1:n
+        unsafe_store!(out, unsafe_load(x, l), l)
+    end
+    return nothing
+end
+
 "out += a x"
 @inline function add_lanes!(out::Ptr{T}, x::Ptr{T}, n, a::T = one(T)) where {T}
     @simd ivdep for l in 1:n

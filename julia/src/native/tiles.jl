@@ -44,7 +44,11 @@ end
         f(Val(1), Val(N), l * sizeof(T))
         l += N
     end
-    while n - l >= 4
+    if n - l >= N ÷ 2
+        f(Val(1), Val(N ÷ 2), l * sizeof(T))
+        l += N ÷ 2
+    end
+    if N ÷ 2 > 4 && n - l >= 4
         f(Val(1), Val(4), l * sizeof(T))
         l += 4
     end
