@@ -6,7 +6,6 @@ from collections.abc import Callable
 from operator import attrgetter, is_
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -89,8 +88,3 @@ class Kinds:
             list(map(_KIND, self._tensors)) == self._kinds
             and list(map(Tensor.stride, self._tensors)) == self._strides
         )
-
-
-def threads() -> int:
-    """Compiled code has the number of torch's threads in it."""
-    return torch.get_num_threads()

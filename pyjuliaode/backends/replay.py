@@ -128,10 +128,8 @@ def replay(
         cotangent = found[0]
         totals = [_add(a, b) for a, b in zip(totals, found[1:], strict=True)]
     if product is not None:
-        wanted = [x for x, need in zip(product.totals, needs[1:], strict=True) if need]
-        totals = [
-            _add(a, b) for a, b in zip(totals, [*wanted, *totals[len(wanted) :]], strict=True)
-        ]
+        mine = [x for x, need in zip(product.totals, needs[1:], strict=True) if need]
+        totals[: len(mine)] = map(_add, totals, mine)
     # zero, not None, for what was asked for and never used
     found = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, totals, strict=True)]
     d_t = None if t_leaf is None else found.pop()

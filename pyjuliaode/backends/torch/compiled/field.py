@@ -113,6 +113,7 @@ class CompiledField:
         compared: int | None,
     ) -> Program:
         tensors = [*problem.func.parameters(), *problem.func.buffers()]
+        tensors = [x for x in tensors if not x.is_inference()]
         versions = [x._version for x in tensors]
         try:
             # what inference mode makes can have no gradients

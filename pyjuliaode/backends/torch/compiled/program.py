@@ -37,7 +37,7 @@ class Program:
         *inputs: Tensor,
         compared: int | None = None,
     ):
-        inputs = tuple(x.detach() for x in inputs)
+        inputs = tuple(x.detach().contiguous() for x in inputs)
         with torch.no_grad():
             graph, self.held = _trace(function, inputs)
             self._present = _without_none(graph)
@@ -46,7 +46,7 @@ class Program:
             _compare(self(*inputs)[:compared], function(*inputs)[:compared])
 
     def __call__(self, *inputs: Tensor) -> list[Tensor | None]:
-        found = self._run(*inputs, *self.held)
+        found = self._run(*map(Tensor.contiguous, inputs), *self.held)  # compiled for such
         if all(self._present):
             return found
         rest = iter(found)

@@ -28,9 +28,8 @@ class CompiledStepper(Stepper):
         like = problem.y0
         self.problem, self.field = problem, field
         self.w = self.tableau.weights(like.dtype, like.device)
-        self._adaptive = self.tableau.error is not None
         self._rms = plan.norm is rms
-        tolerances = (plan.rtol, plan.atol) if self._adaptive else ()
+        tolerances = (plan.rtol, plan.atol) if self.tableau.error is not None else ()
         self._tolerances = [torch.as_tensor(x, dtype=like.dtype) for x in tolerances]
         self._points = math.sqrt(max(like.numel(), 1))
         self._step: Program | None = None
