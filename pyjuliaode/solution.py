@@ -90,6 +90,7 @@ class SolveStats:
         n_accepted, n_rejected: steps of the forward solve.
         method, adjoint, backend: what ran.
         native: the field ran in Julia, without calls into Python.
+        compiled: the steps were compiled (options={"compile": True} of the torch backend).
         retcode: how it ended.
         seconds: wall-clock time of the forward solve.
         seconds_backward: wall-clock time of the backward pass where the adjoint is its own solve.
@@ -104,6 +105,7 @@ class SolveStats:
     adjoint: str = ""
     backend: str = ""
     native: bool = False
+    compiled: bool = False
     retcode: Retcode = Retcode.SUCCESS
     seconds: float = 0.0
     seconds_backward: float = 0.0

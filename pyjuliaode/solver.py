@@ -42,7 +42,12 @@ class Solver:
             evaluate and larger; False keeps nothing), ``checkpoint`` (True: "direct" replays the
             accepted steps; False: it keeps the graph), ``graph_memory`` (bytes, default 2**30:
             where "auto" changes from one to the other), ``per_sample`` and ``batch_dim`` (own step
-            sizes for every sample). The Julia backend takes ``first_step``, ``min_step``,
+            sizes for every sample), ``compile`` (True: whole Runge-Kutta steps, and the products
+            through them that a gradient needs, are compiled to C++ by torch's inductor. Pays for
+            small networks and for many solves of one shape of state; costs seconds for every new
+            shape, and needs a C++ compiler. ``func`` must be a module that is a fixed sequence of
+            operations; on the CPU, in float32 or float64; "direct" then replays. What cannot be
+            compiled raises UnsupportedError). The Julia backend takes ``first_step``, ``min_step``,
             ``max_step``, ``step_size``, ``step_t``, ``jump_t``, ``dense`` and of its own
             ``checkpoints`` (states that a continuous adjoint keeps instead of all steps),
             ``jacobian`` (False: finite differences instead of torch's), ``form="mass_matrix"``

@@ -132,7 +132,8 @@ def backend_for(
     adjoint: AdjointRequest,
     event_fn: Callable[..., Tensor] | None = None,
 ) -> Backend:
-    """The backend that solves a problem: the solver's; for "auto" torch where Julia refuses it.
+    """The backend that solves a problem: the solver's; for "auto" torch where Julia refuses it, or
+    where compiled steps were asked for, which are torch's.
 
     Raises:
         InvalidArgumentError, BackendUnavailableError: see :func:`choose`; also where "auto" is
@@ -142,12 +143,15 @@ def backend_for(
     if solver.backend != "auto":
         return backend
     julia = _registry.get("julia")
+    in_torch = solver.method in torch.capabilities().methods
+    if solver.option("compile") and in_torch:
+        return torch
     if backend is julia and julia is not None:
         refused = julia.refuses(problem, solver, adjoint, event_fn)
-        if refused is None or solver.method not in torch.capabilities().methods:
+        if refused is None or not in_torch:
             return julia  # which says itself why it refuses
         return torch
-    only_julia = solver.method not in torch.capabilities().methods or problem.mass is not None
+    only_julia = not in_torch or problem.mass is not None
     if julia is not None and only_julia and solver.method in julia.capabilities().methods:
         raise BackendUnavailableError(
             f"method {solver.method!r} is the Julia backend's, which cannot be used here: "

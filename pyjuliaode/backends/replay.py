@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +38,27 @@ class Steps:
     end: Tensor | None = None
 
 
+class Product(Protocol):
+    """Products with the derivative of whole steps, added up for all parameters in ``totals``."""
+
+    totals: list[Tensor]
+
+    def __call__(
+        self,
+        t0: float,
+        t1: float,
+        y: Tensor,
+        cotangent: Tensor,
+        times: Sequence[float] = (),
+        grad: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, int]:
+        """The state after a step, the gradient of the one before it, and the evaluations.
+
+        ``grad`` (S, N) holds the cotangents of states at ``times`` within the step.
+        """
+        ...
+
+
 def clock_of(problem: Problem, t: Tensor) -> dict[float, Tensor]:
     """Each requested time mapped to its 0-d tensor, in the dtype in which the field sees it."""
     tensors = t.to(dtype=problem.time_dtype, device=problem.y0.device).unbind(0)
@@ -51,12 +73,14 @@ def replay(
     params: Sequence[Tensor],
     needs: Sequence[bool],
     inspect: Callable[..., None] | None = None,
+    product: Product | None = None,
 ) -> tuple[list[Tensor | None], int]:
     """Gradients of (y0, t, *params), and the evaluations that they took.
 
     ``grad`` holds dL/dy at the requested times that were reached, (T', N); ``needs`` says of t and
     of every parameter whether its gradient is wanted (None is returned where not). ``inspect`` is
     called once with a state that carries the graph of a step, and the leaves of that graph.
+    ``product`` takes over where the gradient of the times is not wanted, but at discontinuities.
     """
     times = problem.times
     rhs = RHS(problem)
@@ -76,6 +100,15 @@ def replay(
             else:
                 inside.append(pending)
             pending -= 1
+        apart = steps.sides.apart(t0) or steps.sides.apart(t1)
+        if product is not None and t_leaf is None and not apart:
+            within = [times[j] for j in inside]
+            of_within = grad[inside] if inside else None
+            end, cotangent, nfe = product(t0, t1, steps.y[i], cotangent, within, of_within)
+            rhs.nfe += nfe
+            if i == len(steps.y) - 1 and steps.end is not None:
+                _check_repeats(end, steps.end)
+            continue
         with torch.enable_grad():
             clock = {} if t_leaf is None else clock_of(problem, t_leaf)
             y = steps.y[i].detach().requires_grad_()
@@ -94,6 +127,9 @@ def replay(
         found = torch.autograd.grad(outputs, [y, *inputs], cotangents, allow_unused=True)
         cotangent = found[0]
         totals = [_add(a, b) for a, b in zip(totals, found[1:], strict=True)]
+    if product is not None:
+        mine = [x for x, need in zip(product.totals, needs[1:], strict=True) if need]
+        totals[: len(mine)] = map(_add, totals, mine)
     # zero, not None, for what was asked for and never used
     found = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, totals, strict=True)]
     d_t = None if t_leaf is None else found.pop()

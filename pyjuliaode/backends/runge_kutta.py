@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,6 +138,16 @@ class Stepper:
     def error(self) -> Tensor:
         """Embedded error estimate of the last trial divided by its h, detached."""
         raise NotImplementedError
+
+    def initial_step(
+        self, control: Any, t0: float, y0: Tensor, f0: Tensor, direction: float, room: float
+    ) -> float:
+        """Size of the first step, at most ``room``."""
+        return control.initial_step(self.rhs, t0, y0, f0, direction, room)
+
+    def ratio(self, control: Any, h: float, y0: Tensor, y1: Tensor) -> float:
+        """Norm of the last trial's error in units of the tolerance."""
+        return control.ratio(self.error(), h, y0, y1)
 
     def extend(self, y0: Tensor, h: Time, theta: Time) -> Tensor:
         raise NotImplementedError

@@ -46,7 +46,7 @@ class AdaptiveRK:
         marks = [*self._between(t0, t1), t1]
         if self.h is None:
             room = abs(marks[0] - t0)
-            self.h = self.control.initial_step(self.rhs, t0, y, f0, direction, room)
+            self.h = self.stepper.initial_step(self.control, t0, y, f0, direction, room)
         t = t0
         for mark in marks:
             while t != mark:
@@ -76,7 +76,7 @@ class AdaptiveRK:
                 raise StepFailure(Retcode.MAX_ITERS, t, f"{control.max_steps} steps were attempted")
             span = stepper.span(t, t1, h)
             y1 = stepper.trial(t, t1, span, y, self.sides.before(t, t1, stepper.clock))
-            ratio = control.ratio(stepper.error(), h, y, y1)
+            ratio = stepper.ratio(control, h, y, y1)
             accept = ratio <= 1.0 or (abs(h) <= control.min_step and math.isfinite(ratio))
             if self.callbacks is not None:
                 self.callbacks.report(accept, t, y, h)

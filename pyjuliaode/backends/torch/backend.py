@@ -23,6 +23,7 @@ from ..refusal import refuse_transforms
 from ..runge_kutta import NeedsGraph
 from ..tolerance import tolerance
 from . import per_sample
+from .compiled import CompiledField, CompiledRHS, CompiledStepper, StepProduct, compiled_field
 from .continuous import AdjointPlan, run_continuous
 from .dense import DenseOutput, RestepOutput
 from .direct import run_graph, run_replay
@@ -128,6 +129,10 @@ def _run(
     rhs = RHS(problem)
     dense = solver.option("dense", "steps")
     options = {"dense": dense is True, "record": dense == "steps", "event_fn": event_fn}
+    compiled = _compiled(problem, solver, plan) if solver.option("compile") else None
+    if compiled is not None:
+        stats.compiled = True
+        options["compiled"] = partial(CompiledStepper, problem=problem, field=compiled)
     try:
         if len(problem.times) == 1:
             return Trace([problem.y0], list(problem.times))
@@ -137,14 +142,33 @@ def _run(
             solver = _scipy_solver(solver, event_fn)
             stats.adjoint = solver.adjoint
         if solver.adjoint in ("auto", "direct"):
-            return _run_direct(problem, solver, plan, rhs, stats, options)
+            return _run_direct(problem, solver, plan, rhs, stats, options, compiled)
         adjoint_plan = _adjoint_plan(problem, solver, plan, request)
         if not _wants_gradient(problem):
             return _run_plain(problem, plan, rhs, stats, options)
         refuse_transforms(f"adjoint {solver.adjoint!r}")
+        if compiled is not None:
+            options["backward_rhs"] = partial(CompiledRHS, field=compiled)
         return run_continuous(problem, plan, adjoint_plan, rhs, stats, **options)
     finally:
         stats.nfe_forward = rhs.nfe
+
+
+def _compiled(problem: Problem, solver: Solver, plan: Plan) -> CompiledField | None:
+    """options={"compile": True}: the module's programs, or the reason why not raised."""
+    what = "options={'compile': True}"
+    if plan.tableau is None or solver.option("per_sample", False):
+        raise UnsupportedError(
+            f"{what} compiles the steps of explicit Runge-Kutta methods for the whole state; leave "
+            f"it out with method {plan.method!r} and these options"
+        )
+    if solver.option("checkpoint") is False:
+        raise UnsupportedError(
+            f"{what} keeps no graph: its gradient is that of checkpoint=True, by compiled code; "
+            "leave one of the two out"
+        )
+    refuse_transforms(what)
+    return compiled_field(problem, plan.tableau)
 
 
 def _scipy_solver(solver: Solver, event_fn: Callable[..., Tensor] | None) -> Solver:
@@ -185,6 +209,7 @@ def _run_direct(
     rhs: RHS,
     stats: SolveStats,
     options: dict[str, Any],
+    compiled: CompiledField | None,
 ) -> Trace:
     """The discrete adjoint, or no adjoint where nothing requires a gradient."""
     stats.adjoint = "direct"
@@ -202,14 +227,16 @@ def _run_direct(
             return run(plan, problem, rhs, problem.y0, f0, stats, graph=False, **options)
         except NeedsGraph:
             stats.n_accepted = stats.n_rejected = 0
-    checkpoint = solver.option("checkpoint")
+    checkpoint = compiled is not None or solver.option("checkpoint")
     if checkpoint is None and solver.adjoint == "auto":
         return _run_within_budget(problem, solver, plan, rhs, f0, stats, options)
     if checkpoint:
         _check_replay(problem, plan)
-        if f0.requires_grad:
+        if f0.requires_grad and compiled is None:  # which knows what it depends on
             warn_of_lost_gradients(problem, f0, problem.y0)
         stats.adjoint = "direct (replay)"
+        if compiled is not None:
+            options["product"] = partial(StepProduct, problem, compiled, plan.tableau, plan.linear)
         return run_replay(problem, plan, rhs, f0, stats, **options)
     return run_graph(problem, plan, rhs, f0, stats, **options)
 

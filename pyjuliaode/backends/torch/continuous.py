@@ -75,14 +75,24 @@ class AdjointTask:
     stats: SolveStats
     rhs: RHS
     run_options: Mapping[str, Any]
+    backward_rhs: Callable[[Problem], RHS] = RHS
     trace: Trace | None = None
 
 
 def run_continuous(
-    problem: Problem, plan: Plan, adjoint: AdjointPlan, rhs: RHS, stats: SolveStats, **kwargs: Any
+    problem: Problem,
+    plan: Plan,
+    adjoint: AdjointPlan,
+    rhs: RHS,
+    stats: SolveStats,
+    backward_rhs: Callable[[Problem], RHS] = RHS,
+    **kwargs: Any,
 ) -> Trace:
-    """Forward run without a graph, differentiated by a continuous adjoint."""
-    task = AdjointTask(problem, plan, adjoint, stats, rhs, kwargs)
+    """Forward run without a graph, differentiated by a continuous adjoint.
+
+    ``backward_rhs`` makes what takes the products of the backward solve.
+    """
+    task = AdjointTask(problem, plan, adjoint, stats, rhs, kwargs, backward_rhs)
     rows = _ContinuousAdjoint.apply(task, problem.y0, problem.t, *problem.params)
     trace = task.trace
     trace.rows = rows
@@ -98,7 +108,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
         trace = run(task.plan, task.problem, task.rhs, y0, None, task.stats, graph=False, **options)
         rows = torch.stack(trace.rows)
         ctx.problem, ctx.adjoint, ctx.stats = task.problem, task.adjoint, task.stats
-        ctx.dense = trace.dense
+        ctx.dense, ctx.backward_rhs = trace.dense, task.backward_rhs
         ctx.save_for_backward(rows.clone(), root, t, *params)
         task.trace = trace
         return rows
@@ -129,7 +139,7 @@ class _Sweep:
         self.adjoint: AdjointPlan = ctx.adjoint
         self.dense: DenseOutput | None = ctx.dense
         self.rows, self.grad, self.params = rows, grad, params
-        self.rhs = RHS(self.problem)
+        self.rhs: RHS = ctx.backward_rhs(self.problem)
         self.steps_taken = SolveStats()
         self.rhs.inspect = partial(warn_of_lost_gradients, self.problem)
         like = rows[0]

@@ -95,13 +95,21 @@ class Control:
         y0, f0 = y0.detach(), f0.detach()
         scale = y0.abs().mul_(self.rtol).add_(self.atol)
         d0, d1 = self.norm(y0 / scale), self.norm(f0 / scale)
-        if not (math.isfinite(d0) and math.isfinite(d1)):
-            what = "y0" if not math.isfinite(d0) else "the field at y0"
-            raise StepFailure(Retcode.UNSTABLE, t0, f"{what} is not finite")
+        self.check_start(t0, d0, d1)
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
         h0 = min(h0, room, self.max_step)
         y1 = torch.add(y0, f0, alpha=direction * h0)
         d2 = self.norm((rhs(t0 + direction * h0, y1) - f0) / scale) / h0
+        return self.first_size(d1, d2, h0)
+
+    def check_start(self, t0: float, d0: float, d1: float) -> None:
+        """Raise where the norms of the first state or slope are not finite."""
+        if not (math.isfinite(d0) and math.isfinite(d1)):
+            what = "y0" if not math.isfinite(d0) else "the field at y0"
+            raise StepFailure(Retcode.UNSTABLE, t0, f"{what} is not finite")
+
+    def first_size(self, d1: float, d2: float, h0: float) -> float:
+        """First step size from the norms of the first two derivatives and a first guess."""
         if not math.isfinite(d2):
             return h0
         if d1 <= 1e-15 and d2 <= 1e-15:

@@ -8,7 +8,7 @@ vector-Jacobian product through it; memory is one state per step and the graph o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ...rhs import RHS
 from ...solution import SolveStats
 from ..autocast import autocast_off
 from ..refusal import once_only
-from ..replay import Steps, clock_of, replay
+from ..replay import Product, Steps, clock_of, replay
 from .forward import Trace, run
 from .plan import Plan
 
@@ -64,14 +64,24 @@ class ReplayTask:
     stats: SolveStats
     run_options: Mapping[str, Any]
     f0: Tensor | None = None
+    product: Callable[[], Product] | None = None
     trace: Trace | None = None
 
 
 def run_replay(
-    problem: Problem, plan: Plan, rhs: RHS, f0: Tensor | None, stats: SolveStats, **kwargs: Any
+    problem: Problem,
+    plan: Plan,
+    rhs: RHS,
+    f0: Tensor | None,
+    stats: SolveStats,
+    product: Callable[[], Product] | None = None,
+    **kwargs: Any,
 ) -> Trace:
-    """Forward run without a graph, differentiated by replaying its accepted steps."""
-    task = ReplayTask(problem, plan, stats, {"rhs": rhs, **kwargs}, f0)
+    """Forward run without a graph, differentiated by replaying its accepted steps.
+
+    ``product`` makes what takes the products through the steps otherwise than by replaying.
+    """
+    task = ReplayTask(problem, plan, stats, {"rhs": rhs, **kwargs}, f0, product)
     rows = _Replay.apply(task, problem.y0, problem.t, *problem.params)
     trace = task.trace
     trace.rows = rows
@@ -98,6 +108,7 @@ class _Replay(torch.autograd.Function):
             task.plan.linear,
             end=trace.rows[-1] if ended else None,
         )
+        ctx.product = task.product
         trace.step_y = trace.step_y if task.run_options["record"] else []
         ctx.save_for_backward(root, t, *params)
         task.trace = trace
@@ -107,8 +118,10 @@ class _Replay(torch.autograd.Function):
     @autocast_off
     def backward(ctx: Any, grad: Tensor) -> Any:
         y0, t, *params = ctx.saved_tensors
+        needs = ctx.needs_input_grad[2:]
+        product = None if ctx.product is None else ctx.product()
         grads, nfe = replay(
-            ctx.problem, ctx.steps, grad.detach(), t, params, ctx.needs_input_grad[2:]
+            ctx.problem, ctx.steps, grad.detach(), t, params, needs, product=product
         )
         ctx.stats.nfe_backward = nfe
         if torch.is_grad_enabled():

@@ -17,7 +17,7 @@ from ...problem import Problem
 from ...rhs import RHS
 from ...solution import Retcode, SolveStats
 from ..autocast import unwrapped
-from ..runge_kutta import state_at
+from ..runge_kutta import Stepper, state_at
 from .callbacks import Callbacks
 from .control import StepFailure
 from .dense import DenseOutput, RestepOutput
@@ -84,13 +84,14 @@ def run(
     land: bool = False,
     event_fn: Callable[..., Tensor] | None = None,
     watch: Callable[[], None] | None = None,
+    compiled: Callable[..., Stepper] | None = None,
 ) -> Trace:
     """Integrate over ``problem.times``; ``f0`` is the slope at y0 where it is already known.
 
     ``land`` makes the steps end on the requested times, as methods without an interpolant always
     do: then the derivative with respect to a requested time is that of a step, not of the
     interpolant, which is one order worse. ``watch`` is called after every accepted step and may
-    raise to stop the run.
+    raise to stop the run. ``compiled`` makes the stepper, see :meth:`Plan.stream`.
     """
     times = problem.times
     direction = 1.0 if times[-1] >= times[0] else -1.0
@@ -99,7 +100,7 @@ def run(
     callbacks = Callbacks.of(
         unwrapped(problem.func), rhs.time, problem.structure.unpack, plan.callbacks
     )
-    stream = plan.stream(rhs, y0, stats, graph, clock, callbacks, stops)
+    stream = plan.stream(rhs, y0, stats, graph, clock, callbacks, stops, compiled)
     if plan.chooses_steps:
         steps = stream.steps(y0, times[0], times[-1], f0)
     else:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import InvalidArgumentError, unknown_name, warn
 from ...rhs import RHS
 from ...solution import SolveStats
-from ..runge_kutta import BufferedStepper, GraphStepper, Sides
+from ..runge_kutta import BufferedStepper, GraphStepper, Sides, Stepper
 from ..tableau import Tableau
 from .adaptive import AdaptiveRK
 from .callbacks import ACCEPT, REJECT, STEP, Callbacks
@@ -28,7 +28,7 @@ METHODS = (*ADAPTIVE, *FIXED, *ADAMS, SCIPY)
 
 _SHARED = {
     *("norm", "perturb", "dense", "checkpoint", "graph_memory", "dtype", "max_num_steps"),
-    *("per_sample", "batch_dim"),
+    *("per_sample", "batch_dim", "compile"),
 }
 _KNOWN = {
     "adaptive": {
@@ -147,10 +147,11 @@ class Plan:
         clock: Mapping[float, Tensor] | None = None,
         callbacks: Callbacks | None = None,
         stops: Sequence[float] = (),
+        compiled: Callable[[RHS, Plan], Stepper] | None = None,
     ) -> AdaptiveRK | FixedRK | Adams | ScipyStream:
         """The object whose ``steps`` yields accepted steps: ``steps(y, t0, t1, f0)`` where the
         method chooses them (ending on every time of ``stops``), ``steps(y, grid, f0)`` where it is
-        told."""
+        told. ``compiled`` makes the stepper of a solve without a graph, where it is given."""
         clock = dict(clock or {})
         if self.kind == "adams":
             order = {k: self.options[k] for k in ("max_order", "max_iters") if k in self.options}
@@ -165,11 +166,12 @@ class Plan:
             )
         if self.kind == "scipy":
             return ScipyStream(rhs, stats, self.rtol, self.atol, self.options)
-        stepper = (
-            GraphStepper(rhs, self.tableau, clock)
-            if graph
-            else BufferedStepper(rhs, self.tableau, like)
-        )
+        if graph:
+            stepper: Stepper = GraphStepper(rhs, self.tableau, clock)
+        elif compiled is not None:
+            stepper = compiled(rhs, self)
+        else:
+            stepper = BufferedStepper(rhs, self.tableau, like)
         sides = self.sides(rhs.time_dtype)
         if self.kind == "fixed":
             return FixedRK(rhs, stepper, stats, self.max_steps, sides, callbacks)

@@ -1,0 +1,105 @@
+"""Steps by a compiled program."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ....errors import UnsupportedError
+from ....problem import Problem
+from ....rhs import RHS, Time
+from ...runge_kutta import Stepper, powers_of
+from ..control import Control, rms
+from .field import CompiledField
+from .program import Program, agree, largest
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+
+class CompiledStepper(Stepper):
+    """Steps without a graph, each by one call."""
+
+    def __init__(self, rhs: RHS, plan: Plan, problem: Problem, field: CompiledField):
+        super().__init__(rhs, plan.tableau)
+        like = problem.y0
+        self.problem, self.field = problem, field
+        self.w = self.tableau.weights(like.dtype, like.device)
+        self._rms = plan.norm is rms
+        tolerances = (plan.rtol, plan.atol) if self.tableau.error is not None else ()
+        self._tolerances = [torch.as_tensor(x, dtype=like.dtype) for x in tolerances]
+        self._points = math.sqrt(max(like.numel(), 1))
+        self._step: Program | None = None
+        self._checked = False
+
+    def start(self, slope: Tensor) -> None:
+        self._first = slope.detach()
+
+    @torch.no_grad()
+    def initial_step(
+        self, control: Control, t0: float, y0: Tensor, f0: Tensor, direction: float, room: float
+    ) -> float:
+        if control.first_step is not None or not self._rms:
+            return super().initial_step(control, t0, y0, f0, direction, room)
+        clock = self._clock(t0, direction, min(room, control.max_step))
+        inputs = (clock, y0.detach(), *self._tolerances)
+        slope, norms = self.field.start(self.problem, *inputs)(*inputs)
+        self._check(slope, f0)
+        self.rhs.nfe += 1
+        d0, d1, d2, h0 = norms.tolist()
+        control.check_start(t0, d0, d1)
+        return control.first_size(d1, d2, h0)
+
+    @torch.no_grad()
+    def trial(self, t: float, t1: float, h: Time, y: Tensor, t_end: Time | None = None) -> Tensor:
+        self._has_f1, self._end = False, t1 if t_end is None else t_end
+        inputs = (self._clock(t, h, self._end), y.detach(), self._first, *self._tolerances)
+        if self._step is None:
+            self._step = self.field.step(self.problem, self.tableau, self._rms, *inputs)
+        y1, self.k, *self._error = self._step(*inputs)
+        if not self._checked and self.tableau.stages > 1:
+            second = torch.add(y, self._first, alpha=h * self.tableau.a[0][0])
+            self._check(self.k[1], self.rhs(t + h * self.tableau.c[1], second))
+            self.rhs.nfe -= 1
+        self.rhs.nfe += self.tableau.stages - 1
+        return y1
+
+    def _clock(self, *numbers: float) -> Tensor:
+        return torch.tensor(numbers, dtype=self.problem.time_dtype)
+
+    def _check(self, slope: Tensor, wanted: Tensor) -> None:
+        """Once a solve: that the module is what was compiled, also where it reads other things
+        than its attributes and parameters.
+        """
+        self._checked = True
+        if not agree(slope, wanted, largest(wanted)):
+            raise UnsupportedError(
+                "func gives other values than when it was compiled, and none of its attributes, "
+                "parameters and buffers was replaced: it depends on something else (a global "
+                "variable, what an object holds). Leave out options={'compile': True}"
+            )
+
+    def next_slope(self) -> Tensor | None:
+        return self.k[-1] if self.tableau.fsal or self._has_f1 else None
+
+    def _put_f1(self, slope: Tensor) -> None:
+        self.k = torch.cat([self.k, slope.detach()[None]])
+
+    def error(self) -> Tensor:
+        return self._error[0]
+
+    def ratio(self, control: Control, h: float, y0: Tensor, y1: Tensor) -> float:
+        if self._rms:
+            return float(self._error[0]) / self._points
+        return super().ratio(control, h, y0, y1)
+
+    def extend(self, y0: Tensor, h: Time, theta: Time) -> Tensor:
+        p = self.w.interpolant
+        powers = powers_of(theta, p.shape[1], p.dtype, p.device)
+        return torch.addmv(y0, self.k.t(), torch.mv(p, powers), alpha=h)
+
+    def polynomial(self, h: float) -> Tensor:
+        return torch.mm(self.k.t(), self.w.interpolant).mul_(h)
