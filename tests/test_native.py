@@ -397,8 +397,8 @@ def test_hooks_and_counters_are_kept_alive_by_callbacks():
 @pytest.mark.julia
 def test_a_module_that_changes_is_translated_again():
     y0, t = torch.randn(3, 2, dtype=F64), [0.0, 1.0]
-    func = of(lambda m, t, y: torch.tanh(m.net(y)) * m.gain)
-    func.gain = 1.0
+    func = of(lambda m, t, y: torch.tanh(m.net(y)) * m.gain + m.parts[0])
+    func.gain, func.parts = 1.0, [1.0]
 
     def check():
         with torch.no_grad():
@@ -408,6 +408,8 @@ def test_a_module_that_changes_is_translated_again():
 
     check()
     func.gain = 2.0
+    check()
+    func.parts[0] = 3.0
     check()
     with torch.no_grad():
         func.net.weight.mul_(1.5)

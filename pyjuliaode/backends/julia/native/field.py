@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ....problem import Problem
 from ....rhs import RHS, PerFunction
 from ...autocast import AutocastField
+from ...fingerprint import Fingerprint, Kinds, hooked
 from ..runtime import Runtime
 from ..workspace import acquire, give_back
 from .builder import Untranslatable
@@ -24,8 +25,6 @@ from .translate import translate
 
 # Relative to the largest number of a result: rounding in another order, of sums of any length.
 _AGREEMENT = {torch.float64: 1e-11, torch.float32: 1e-4}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_KIND = attrgetter("dtype", "shape")
 # Measured: with more weights than the second-level cache holds, or where torch has several threads
 # for much work, the callbacks' matrix products are quicker than one thread here.
 _MOST_WEIGHTS, _MOST_WORK = 2**16, 2**22
@@ -37,8 +36,8 @@ class NativeField:
 
     def __init__(self, runtime: Runtime, problem: Problem, tape: Tape):
         self._tensors = [tensor for tensor, _ in tape.tensors]
-        self._kinds = list(map(_KIND, self._tensors))
-        self._seen = _Seen(problem.func)
+        self._kinds = Kinds(self._tensors)  # contiguous, as Julia takes them
+        self._seen = Fingerprint(problem.func)
         self.params = problem.params
         self._weights, self._work = tape.weights, tape.work
         self._all = problem.explicit_params is None
@@ -70,7 +69,7 @@ class NativeField:
         """Whether the module and its parameters are still those of the tape; if so the problem
         need not look for them.
         """
-        if not (self._seen.unchanged() and self._readable()):
+        if not (self._seen.unchanged() and self._kinds.unchanged()):
             return False
         if problem.explicit_params is None:
             if self._all:
@@ -84,13 +83,6 @@ class NativeField:
         alone = torch.get_num_threads() == 1
         return self._weights <= _MOST_WEIGHTS and (alone or self._work <= _MOST_WORK)
 
-    def _readable(self) -> bool:
-        """Whether the tensors are still what Julia takes them for, whatever their data became."""
-        return (
-            all(map(Tensor.is_contiguous, self._tensors))
-            and list(map(_KIND, self._tensors)) == self._kinds
-        )
-
     def addresses(self) -> ctypes.Array:
         """Where the tensors lie now."""
         return (ctypes.c_size_t * len(self._tensors))(*map(Tensor.data_ptr, self._tensors))
@@ -98,39 +90,6 @@ class NativeField:
 
 def _array(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
     return torch.tensor(values or [0], dtype=dtype, device="cpu")
-
-
-class _Seen:
-    """A module as it was: a change of an attribute, submodule, parameter or hook is noticed.
-
-    What an attribute holds is compared by identity, so a change inside a list is not seen.
-    """
-
-    def __init__(self, module: nn.Module):
-        standard = vars(nn.Module()).keys() - {"training"}
-        self._dicts: list[dict] = []
-        self._hooks: list[dict] = []
-        entries: list[tuple[dict, str, Any]] = []
-        for part in module.modules():
-            own = vars(part)
-            held = [own[name] for name in ("_parameters", "_buffers", "_modules")]
-            self._dicts += [own, *held]
-            self._hooks += [own[name] for name in _HOOKS]
-            entries += [(own, k, v) for k, v in own.items() if k not in standard]
-            entries += [(d, k, v) for d in held for k, v in d.items()]
-        self._holders, self._names, self._values = (list(x) for x in zip(*entries, strict=True))
-        self._sizes = list(map(len, self._dicts))
-        self._leaves = [p for p in module.parameters()]
-        self._tracked = [p.requires_grad for p in self._leaves]
-
-    def unchanged(self) -> bool:
-        # by map alone: this is asked before every solve
-        return (
-            all(map(is_, map(dict.get, self._holders, self._names), self._values))
-            and list(map(len, self._dicts)) == self._sizes
-            and [p.requires_grad for p in self._leaves] == self._tracked
-            and not any(self._hooks)
-        )
 
 
 def recall(problem: Problem) -> NativeField | None:
@@ -150,7 +109,7 @@ def native_field(runtime: Runtime, problem: Problem) -> NativeField | str:
         return "torch.autocast is on"
     if not isinstance(func, nn.Module):
         return "func is no torch.nn.Module, so changes of what it uses are not seen"
-    if any(vars(part)[name] for part in func.modules() for name in _HOOKS):
+    if hooked(func):
         return "the module has hooks, which would not be called"
     if any(isinstance(part, _BatchNorm) and part.training for part in func.modules()):
         return "batch normalisation in training mixes the samples of the batch; call eval()"
@@ -159,19 +118,19 @@ def native_field(runtime: Runtime, problem: Problem) -> NativeField | str:
     try:
         made: NativeField | _Refused = _made(runtime, problem)
     except Untranslatable as error:
-        made = _Refused(str(error), _Seen(func))
+        made = _Refused(str(error), Fingerprint(func))
     _fields.put(func, key, made)
     return made if isinstance(made, NativeField) else made.reason
 
 
 class _Refused:
-    def __init__(self, reason: str, seen: _Seen):
+    def __init__(self, reason: str, seen: Fingerprint):
         self.reason, self.seen = reason, seen
 
 
 def _made(runtime: Runtime, problem: Problem) -> NativeField:
     func = problem.func
-    before = _Seen(func)
+    before = Fingerprint(func)
     rhs = RHS(problem)
     y = problem.y0.detach().view(problem.structure.shapes[0])
     tape = translate(func, rhs.time(problem.times[0]), y)
