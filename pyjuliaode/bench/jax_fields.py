@@ -96,22 +96,16 @@ _FIELDS: dict[type[nn.Module], Callable[[Any], RightHandSide]] = {
 
 
 def _network(net: nn.Module, prefix: str) -> Network:
-    """A Sequential of layers; ``prefix`` begins the names of its parameters.
-
-    Images pass through it with their channels last: inside a loop XLA's convolutions of channels
-    first take ten times as long.
-    """
-    images = any(type(layer) is nn.Conv2d for layer in net)
+    """A Sequential of layers; ``prefix`` begins the names of its parameters."""
     layers = [
         _translation(_LAYERS, layer)(layer, f"{prefix}{name}.")
         for name, layer in net.named_children()
     ]
 
     def network(params: Params, x: Any) -> Any:
-        x = x.transpose(0, 2, 3, 1) if images else x
         for layer in layers:
             x = layer(params, x)
-        return x.transpose(0, 3, 1, 2) if images else x
+        return x
 
     return network
 
@@ -121,17 +115,22 @@ def _linear(layer: nn.Linear, prefix: str) -> Network:
 
 
 def _convolution(layer: nn.Conv2d, prefix: str) -> Network:
+    """Channels first, as in equinox.
+
+    Of solves on a CPU, channels last made the forward one 3 times as fast, and the gradient 6 times
+    as slow.
+    """
     from jax import lax
 
     padding = [(n, n) for n in layer.padding]
-    order = ("NHWC", "OIHW", "NHWC")
+    order = ("NCHW", "OIHW", "NCHW")
 
     def forward(params: Params, x: Any) -> Any:
         weight, bias = params[f"{prefix}weight"], params[f"{prefix}bias"]
         out = lax.conv_general_dilated(
             x, weight, window_strides=(1, 1), padding=padding, dimension_numbers=order
         )
-        return out + bias
+        return out + bias[:, None, None]
 
     return forward
 
