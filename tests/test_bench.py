@@ -1,19 +1,37 @@
-"""The arithmetic of ``pyjuliaode bench``; its measurements are not tested."""
+"""The arithmetic, the counts, the errors and the files of ``pyjuliaode bench``; never its times."""
 
 from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from pyjuliaode import bench
-from pyjuliaode.bench_problems import Competitor, gradient_competitors, heavy_ball, wide
+from pyjuliaode.bench import bench, command, main, measure, memory, report, torch_solvers
+from pyjuliaode.bench.clock import interleaved
+from pyjuliaode.bench.competitors import PACKAGES, Competitor, choose, gradients, solvers
+from pyjuliaode.bench.measure import admit, count_evaluations, everyone
+from pyjuliaode.bench.problems import MAKERS, convolution, heavy_ball, nesterov, robertson, wide
+from pyjuliaode.bench.reference import reference
+from pyjuliaode.errors import InvalidArgumentError, UnsupportedError
+
+
+def small_convolution():
+    return convolution(batch=1)
+
+
+# ------------------------------------------------------------------------------------ arithmetic
 
 
 def test_the_cost_of_an_error_is_that_of_the_cheapest_run_that_achieves_it():
     curve = [(1e-2, 1.0), (1e-5, 2.0), (1e-4, 1.5), (1e-6, 4.0)]
-    assert bench.cheapest(curve, 1e-3) == 1.5
-    assert bench.cheapest(curve, 1e-5) == 2.0
-    assert bench.cheapest(curve, 1e-7) is None
+    assert report.cheapest(curve, 1e-3) == 1.5
+    assert report.cheapest(curve, 1e-5) == 2.0
+    assert report.cheapest(curve, 1e-7) is None
 
 
 def test_interleaved_measures_every_task_the_same_number_of_times():
@@ -25,34 +43,257 @@ def test_interleaved_measures_every_task_the_same_number_of_times():
 
         return count
 
-    seconds = bench.interleaved({n: task(n) for n in calls}, repeats=4, least=0.0)
+    seconds = interleaved({n: task(n) for n in calls}, repeats=4, least=0.0)
     # three calibrations and four measurements, each of one call after one to warm up
     assert calls == {"a": 14, "b": 14}
     assert all(value >= 0 for value in seconds.values())
 
 
-@pytest.mark.parametrize("make", [heavy_ball, wide])
-def test_the_float64_problem_is_the_same_problem(make):
-    problem = make()
+# -------------------------------------------------------------------------- problems, competitors
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_problem_is_what_it_says(name):
+    problem = MAKERS[name]()
+    assert problem.name == name
+    assert problem.weight.shape == (len(problem.t) - 1, *problem.y0.shape)
+    t = problem.t[0].to(problem.y0.dtype)
+    slope = problem.func(t, problem.y0)
+    assert slope.shape == problem.y0.shape
     exact = problem.in_float64()
-    t = torch.zeros(())
-    wanted = problem.func(t, problem.y0).double()
-    torch.testing.assert_close(exact.func(t.double(), exact.y0), wanted, rtol=0, atol=1e-6)
+    assert {p.dtype for p in (exact.y0, exact.weight, *exact.params)} == {torch.float64}
+    torch.testing.assert_close(exact.func(t.double(), exact.y0).float(), slope.float())
+    assert not {p.data_ptr() for p in exact.params} & {p.data_ptr() for p in problem.params}
 
 
-def test_counts_and_errors_of_every_competitor_are_plausible():
-    problem = wide(batch=2)
-    truth = bench.reference(problem)
+def test_the_spiral_s_network_is_the_cubic_spiral():
+    problem = MAKERS["spiral"]()
+    y = 3.0 * torch.rand(100, 2, dtype=torch.float64) - 1.5
+    matrix = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(problem.func(0.0, y), y**3 @ matrix, rtol=0, atol=1e-3)
+
+
+def test_robertson_s_reference_is_confirmed_by_differences():
+    problem = robertson()
+    truth = reference(problem)
     assert truth.doubt_state < 1e-9
-    assert truth.doubt_gradient < 1e-8
-    for who in gradient_competitors():
-        nfe_forward, nfe_backward = bench.count_evaluations(problem, who, 1e-5)
-        assert nfe_forward > 10, who.label
-        assert nfe_backward > 10, who.label
-        # Float32 at rtol = atol = 1e-5: an order of magnitude of room for every adjoint.
-        assert truth.gradient_error(bench.gradient(problem, who, 1e-5)()) < 2e-3, who.label
+    assert truth.doubt_gradient < 1e-9
+    torch.testing.assert_close(truth.y.sum().item(), 1.0, rtol=0, atol=1e-10)  # mass is kept
+    solve = torch_solvers.solver(problem, Competitor("torch", "Radau", "backsolve"), 1e-10)
+    losses = []
+    for step in (1e-3, -1e-3):
+        with torch.no_grad():
+            problem.func.log_rates[1] += step
+            losses.append((solve(problem.y0)[0] * problem.weight).sum().item())
+            problem.func.log_rates[1] -= step
+    slope = (losses[0] - losses[1]) / 2e-3
+    # the third derivatives are of the size of the first, and the step's square is 1e-6
+    assert truth.grads[1][1].item() == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("problem", "bound"),
+    # in float32 at rtol = atol = 1e-5, in float64 at 1e-7: two orders of room for every adjoint
+    [(wide(batch=2), 2e-3), (nesterov(batch=3), 1e-4), (small_convolution(), 2e-3)],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_counts_and_errors_of_every_competitor_are_plausible(problem, bound):
+    truth = reference(problem)
+    assert truth.doubt_state < 1e-9
+    assert truth.doubt_gradient < 1e-7
+    packages = [name for name in choose(())[0] if name != "diffrax"]  # which has its own test
+    found = admit(problem, everyone(problem, packages), problem.tol, truth)
+    assert not found.refusals
+    assert {row.package for row in found.rows} == set(packages)
+    for row in found.rows:
+        assert row.nfe_forward > 10, row.label
+        assert (row.nfe_backward or 99) > 10, row.label
+        assert (row.nfe_backward is None) == (row.what == "forward")
+        assert row.error < bound, row.label
+
+
+def test_evaluations_are_those_that_the_right_hand_side_sees():
+    problem, calls = wide(batch=2), 0
+
+    class Counted(torch.nn.Module):
+        def forward(self, t, y):
+            nonlocal calls
+            calls += 1
+            return problem.func(t, y)
+
+    seen = replace(problem, func=Counted())
+    for who in solvers(problem, choose(())[0]):
+        if who.package == "diffrax":
+            continue
+        calls = 0
+        assert count_evaluations(seen, who, 1e-5, backward=False) == (calls, None)
+
+
+def test_who_fails_is_recorded_with_the_reason_and_asked_nothing_more():
+    problem = wide(batch=1)
+    chosen = [("forward", Competitor("torch")), ("gradient", Competitor("torch", "no method"))]
+    found = admit(problem, chosen, 1e-3)
+    assert [row.label for row in found.rows] == ["pyjuliaode torch dopri5"]
+    assert [entry.what for entry in found.entries] == ["forward"]
+    (refusal,) = found.refusals
+    assert refusal.what == "gradient"
+    assert "no method" in refusal.reason
+
+
+def test_a_result_that_is_not_finite_is_refused():
+    problem = wide(batch=1)
+    weight = torch.full_like(problem.weight, math.nan)
+    found = admit(replace(problem, weight=weight), [("gradient", Competitor("torch"))], 1e-3)
+    assert "not finite" in found.refusals[0].reason
+
+
+def test_stiff_problems_are_for_those_with_implicit_methods():
+    packages = {who.package for who in solvers(robertson(), list(PACKAGES))}
+    assert packages == set(PACKAGES) - {"torchode"}
+    methods = {who.method for who in gradients(robertson(), list(PACKAGES))}
+    assert methods == {"BDF", "Radau", "Rodas5P", "FBDF", "Kvaerno5"}
+
+
+@pytest.mark.parametrize("problem", [heavy_ball(2), nesterov(2), small_convolution(), robertson()])
+def test_diffrax_solves_the_same_problem(problem):
+    pytest.importorskip("diffrax")
+    # a wrong translation is off in the first digits
+    problem = replace(problem.in_float64(), tight=1e-10)
+    truth = reference(problem)
+    who = Competitor("diffrax", "Kvaerno5" if problem.stiff else "tsit5", "recursive checkpoint")
+    found = admit(problem, [("forward", who), ("gradient", who)], 1e-10, truth)
+    assert not found.refusals
+    assert found.rows[0].error < 1e-8
+    assert found.rows[1].error < 1e-5  # the gradient of a field with kinks: see the reference
+    assert found.rows[0].nfe_forward > 10
+    assert found.rows[0].compile_seconds > 0
+
+
+# ---------------------------------------------------------------------------------- the front door
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A bench of small problems with a reference that takes no time."""
+    makers = {"wide": lambda: replace(wide(batch=2), grid=50, tight=1e-9, tolerances=(1e-3, 1e-4))}
+    makers["gnesterov-1"] = lambda: replace(nesterov(1), grid=50, tight=1e-9)
+    monkeypatch.setattr(command, "MAKERS", makers)
+    monkeypatch.setattr("pyjuliaode.bench.problems.MAKERS", makers)
+
+
+def test_a_bench_writes_what_it_measured_and_prints_the_tables(quick, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    main(["--competitors", "torch,torchdiffeq", "--repeats", "1", "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert result["complete"]
+    assert result["machine"]["versions"]["torch"] == torch.__version__
+    assert set(result["left_out"]) == set(PACKAGES) - {"torch", "torchdiffeq"}
+    first, second = result["problems"]
+    assert (first["name"], second["name"]) == ("wide", "gnesterov-1")
+    assert [r["tol"] for r in first["sweep"]] == sorted(r["tol"] for r in first["sweep"])[::-1]
+    assert not second["sweep"]
+    text = capsys.readouterr().out.rstrip("\n")
+    assert text == (tmp_path / "bench.md").read_text().rstrip("\n")
+    theirs = next(r for r in second["rows"] if r["package"] == "torchdiffeq")
+    cell = f"{report._ms(theirs['seconds'])} (1), {theirs['error']:.0e}"
+    assert f"| {cell} |" in next(x for x in text.splitlines() if x.startswith("| gnesterov-1"))
+    for name in ("grid.png", "work_precision.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_bench_keeps_the_problems_that_were_complete(
+    quick, tmp_path, capsys, monkeypatch
+):
+    compare = measure.compare
+
+    def interrupted(problem, *rest):
+        if problem.name == "gnesterov-1":
+            raise KeyboardInterrupt
+        return compare(problem, *rest)
+
+    monkeypatch.setattr(command, "compare", interrupted)
+    arguments = ["--competitors", "torch", "--repeats", "1", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 130
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert not result["complete"]
+    assert [problem["name"] for problem in result["problems"]] == ["wide"]
+    written = (tmp_path / "bench.md").read_text()
+    assert "Not complete" in written
+    (tmp_path / "bench.md").unlink()
+    capsys.readouterr()
+    main(["--render", "--out", str(tmp_path)])
+    assert (tmp_path / "bench.md").read_text() == written
+
+
+def test_a_problem_without_a_reference_is_skipped_with_the_reason(quick, tmp_path, monkeypatch):
+    def none(problem):
+        if problem.name == "wide":
+            raise UnsupportedError("there is none today")
+        return reference(problem)
+
+    monkeypatch.setattr(command, "reference", none)
+    result = bench(repeats=1, out=tmp_path, competitors=["torch"])
+    assert result["skipped"] == {"wide": "there is none today"}
+    assert [problem["name"] for problem in result["problems"]] == ["gnesterov-1"]
+    assert "wide (there is none today)" in (tmp_path / "bench.md").read_text()
+
+
+def test_growth_measures_every_quantity(tmp_path, monkeypatch):
+    sweeps = {"batch": (1,), "width": (8, 16), "tol": (1e-3, 1e-6)}
+    monkeypatch.setattr("pyjuliaode.bench.growth.SWEEPS", sweeps)
+    chosen = ["torch", "torchdiffeq"]
+    result = bench(repeats=1, out=tmp_path, growth=True, competitors=chosen)
+    points = {(p["quantity"], p["value"]): p for p in result["points"]}
+    assert list(points) == [(name, x) for name, values in sweeps.items() for x in values]
+    for point in points.values():
+        assert [(r["what"], r["package"]) for r in point["rows"]] == [
+            (what, package) for what in ("forward", "gradient") for package in chosen
+        ]
+    assert points["width", 16]["parameters"] == 16 * 16 * 2 + 16 + 16 + 1
+    loose, tight = (points["tol", tol]["rows"][0]["nfe_forward"] for tol in (1e-3, 1e-6))
+    assert tight > loose
+    text = (tmp_path / "growth.md").read_text()
+    assert f"({tight})" in next(x for x in text.splitlines() if x.startswith("| 1e-06"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ("--problems spirl", "spiral"),
+        ("--problems wide,hbnode", "hbnode-120"),
+        ("--competitors julai", "julia"),
+        ("--competitors torch,julia", "PYJULIAODE_BACKEND"),
+        ("--threads 0", "--threads must be at least 1"),
+        ("--repeats -1", "--repeats must be at least 1"),
+        ("--memory --growth", "exclude each other"),
+        ("--growth --problems wide", "leave out --problems"),
+        ("--render", "measure first"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(arguments, hint, tmp_path):
+    out = tmp_path / "results"
+    with pytest.raises(InvalidArgumentError, match=hint):
+        main([*arguments.split(), "--out", str(out)])
+    assert not out.exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgumentError, match="is a file"):
+        bench(out=tmp_path / "file")
+
+
+def test_the_module_says_an_error_in_one_line():
+    command = [sys.executable, "-m", "pyjuliaode.bench", "--problems", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: unknown problem 'nothing'")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_memory_of_a_kept_graph_grows_with_the_steps():
-    few, many = (bench._memory_in_child(Competitor("pyjuliaode", "rk4"), n, 1) for n in (10, 100))
+    few, many = (memory.peak(Competitor("torch", "rk4"), n, 1) for n in (10, 100))
     assert many["mib"] > few["mib"] + 10
