@@ -12,16 +12,18 @@ from ..errors import InvalidArgumentError, unknown_name
 from .problems import Problem
 
 # What ``--competitors`` takes, with the names in tables. "julia" calls the field in Python,
-# "native" runs it in Julia.
+# "native" runs it in Julia; "compiled" is torch with compiled steps.
 PACKAGES = {
     "torch": "pyjuliaode torch",
+    "compiled": "pyjuliaode torch compiled",
     "julia": "pyjuliaode julia",
     "native": "pyjuliaode julia native",
     "torchdiffeq": "torchdiffeq",
     "torchode": "torchode",
     "diffrax": "diffrax",
 }
-OWN = ("torch", "julia", "native")
+OWN = ("torch", "compiled", "julia", "native")
+IN_JULIA = ("julia", "native")
 BASE = "torchdiffeq"  # what ratios are taken to
 
 # The first method of a package, and its first gradient, stand for it in the overview.
@@ -31,11 +33,12 @@ _STIFF_METHODS = {
     "julia": ("Rodas5P", "FBDF"),
     "native": ("Rodas5P", "FBDF"),
     "torchdiffeq": ("BDF", "Radau"),
-    "diffrax": ("Kvaerno5",),  # torchode has no implicit method
+    "diffrax": ("Kvaerno5",),  # torchode has no implicit method, and SciPy's are not compiled
 }
 SCIPY_METHODS = ("BDF", "Radau")
 _ADJOINTS = {
     "torch": ("direct", "direct checkpointed", "interpolating", "gauss", "backsolve"),
+    "compiled": ("direct checkpointed", "gauss"),
     "julia": ("direct", "gauss", "interpolating"),
     "native": ("direct", "gauss"),
     "torchdiffeq": ("odeint", "odeint_adjoint"),
@@ -45,6 +48,7 @@ _ADJOINTS = {
 _STIFF_ADJOINTS = {  # through SciPy there is no graph, and of SciPy's steps no replay
     **_ADJOINTS,
     "torch": ("backsolve",),
+    "compiled": (),
     "julia": ("gauss",),
     "native": ("gauss",),
     "torchdiffeq": ("odeint_adjoint",),
@@ -112,13 +116,11 @@ def _adjoints(problem: Problem) -> dict[str, tuple[str, ...]]:
 
 def missing(package: str) -> str | None:
     """Why a package cannot be measured here, or None. Starts and downloads nothing."""
-    if package == "torch":
-        return None
-    if package in OWN:
+    if package in IN_JULIA:
         if os.environ.get("PYJULIAODE_BACKEND") not in (None, "", "auto", "julia"):
             return "PYJULIAODE_BACKEND names another backend"
         return backends()["julia"]["missing"]
-    if importlib.util.find_spec(package) is None:
+    if package not in OWN and importlib.util.find_spec(package) is None:
         return f"{package} is not installed: pip install {package}"
     return None
 

@@ -20,6 +20,7 @@ Result = Mapping[str, Any]
 # Okabe and Ito's colours, told apart with any colour vision, and a marker for print without.
 STYLES = {
     "torch": ("#0072B2", "o"),
+    "compiled": ("#56B4E9", "P"),
     "julia": ("#E69F00", "s"),
     "native": ("#D55E00", "D"),
     "torchdiffeq": ("#000000", "X"),
@@ -149,4 +150,4 @@ def _legend(figure: Figure, axes: Any) -> None:
             handles.setdefault(label, handle)
     names = [name for name in PACKAGES.values() if name in handles]
     chosen = [handles[name] for name in names]
-    figure.legend(chosen, names, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.legend(chosen, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)

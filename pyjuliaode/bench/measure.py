@@ -201,7 +201,7 @@ def count_products(task: Task) -> Counter[str]:
 
 def own_cost(row: Row, entry: Entry, bare: Mapping[str, float]) -> float | None:
     """Bare seconds of the evaluations of a row; None where they were not torch's own."""
-    if entry.who.package in ("native", "diffrax"):
+    if entry.who.package in ("compiled", "native", "diffrax"):
         return None
     # Where the graph is kept, a product includes its evaluation; else that came before it.
     keeps_graph = row.what == "gradient" and entry.who.keeps_graph

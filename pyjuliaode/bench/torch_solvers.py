@@ -11,7 +11,7 @@ from torch import Tensor
 from ..api import solve
 from ..solution import SolveStats
 from ..solver import Solver
-from .competitors import OWN, SCIPY_METHODS, Competitor
+from .competitors import IN_JULIA, OWN, SCIPY_METHODS, Competitor
 from .problems import Problem
 
 MAX_STEPS = 1_000_000
@@ -27,11 +27,13 @@ def solver(problem: Problem, who: Competitor, tol: float, dt: float | None = Non
 
 
 def _own(problem: Problem, who: Competitor, tol: float, dt: float | None) -> Solve:
-    in_julia = who.package != "torch"
+    in_julia = who.package in IN_JULIA
     adjoint, _, replay = who.adjoint.partition(" ")
     options: dict[str, Any] = {"dense": False} if in_julia else {}
     if who.method in SCIPY_METHODS:
         options["solver"] = who.method
+    elif who.package == "compiled":
+        options["compile"] = True
     elif adjoint == "direct" and not in_julia:
         options["checkpoint"] = bool(replay)
     chosen = Solver(
