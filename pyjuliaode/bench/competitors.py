@@ -93,7 +93,7 @@ class Competitor:
 def solvers(problem: Problem, packages: Sequence[str]) -> list[Competitor]:
     """Those whose forward solves are compared."""
     methods = _STIFF_METHODS if problem.stiff else _METHODS
-    plain = {package: adjoints[0] for package, adjoints in _adjoints(problem).items()}
+    plain = {package: adjoints[0] for package, adjoints in _adjoints(problem).items() if adjoints}
     if problem.stiff:
         plain["torchdiffeq"] = "odeint"
     return [Competitor(p, m, plain[p]) for p in packages for m in methods.get(p, ())]
