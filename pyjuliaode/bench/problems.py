@@ -100,7 +100,7 @@ class Reactions(nn.Module):
 
 
 def spiral() -> Problem:
-    """The cubic spiral of torchdiffeq's demonstration by its network 2-50-2, 25 outputs.
+    """The cubic spiral of torchdiffeq's demonstration by its network 2-50-2, 10 outputs.
 
     The network is fitted to the true right-hand side, y**3 A, by least squares of its last layer.
     """
@@ -119,14 +119,14 @@ def spiral() -> Problem:
     y0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
     return Problem(
         "spiral",
-        "cubic spiral, field 2-50-2 tanh of y^3, 25 outputs, float64",
+        "cubic spiral, field 2-50-2 tanh of y^3, 10 outputs, float64",
         OfTheCube(net),
         y0,
-        torch.linspace(0, 25, 26, dtype=torch.float64),
-        torch.randn(25, *y0.shape, dtype=torch.float64, generator=draw),
+        torch.linspace(0, 10, 11, dtype=torch.float64),
+        torch.randn(10, *y0.shape, dtype=torch.float64, generator=draw),
         1e-7,
         _powers(3, 9),
-        grid=20_000,
+        grid=8_000,
     )
 
 
