@@ -19,12 +19,14 @@ from .adaptive import AdaptiveRK
 from .callbacks import ACCEPT, REJECT, STEP, Callbacks
 from .control import Control, Norm, rms
 from .fixed import Adams, FixedRK
+from .pan import PanStream
 from .scipy_solver import ScipyStream
 from .tableaus import ADAPTIVE, FIXED
 
 ADAMS = ("explicit_adams", "implicit_adams")
 SCIPY = "scipy_solver"
-METHODS = (*ADAPTIVE, *FIXED, *ADAMS, SCIPY)
+PAN = "pan"
+METHODS = (*ADAPTIVE, *FIXED, *ADAMS, SCIPY, PAN)
 
 _SHARED = {
     *("norm", "perturb", "dense", "checkpoint", "graph_memory", "dtype", "max_num_steps"),
@@ -38,6 +40,10 @@ _KNOWN = {
     "fixed": {"step_size", "grid_constructor", "interp", "jump_t"},
     "adams": {"step_size", "grid_constructor", "interp", "jump_t", "max_order", "max_iters"},
     "scipy": {"solver", "min_step", "max_step", "first_step"},
+    "pan": {
+        *("num_coeffs", "num_points", "max_coeffs", "max_iters", "coarse_steps"),
+        *("step_size", "first_step", "max_step"),
+    },
 }
 
 
@@ -74,7 +80,7 @@ class Plan:
         if method not in METHODS:
             raise unknown_name("method", method, METHODS)
         kind = "adaptive" if method in ADAPTIVE else "fixed" if method in FIXED else "adams"
-        kind = "scipy" if method == SCIPY else kind
+        kind = {SCIPY: "scipy", PAN: "pan"}.get(method, kind)
         options = dict(options or {})
         unknown = sorted(set(options) - _SHARED - _KNOWN[kind])
         if unknown:
@@ -100,18 +106,20 @@ class Plan:
 
     @property
     def chooses_steps(self) -> bool:
-        return self.kind in ("adaptive", "scipy")
+        return self.kind in ("adaptive", "scipy", "pan")
 
     @property
     def callbacks(self) -> tuple[str, ...]:
         """The callbacks that the method calls."""
-        return {"adaptive": (STEP, ACCEPT, REJECT), "scipy": ()}.get(self.kind, (STEP,))
+        return {"adaptive": (STEP, ACCEPT, REJECT), "scipy": (), "pan": ()}.get(self.kind, (STEP,))
 
     @property
     def has_interpolant(self) -> bool:
         """The trajectory between the steps is a polynomial of the method's order."""
         if self.kind == "adams":
             return int(self.options.get("max_order", 4)) <= 4
+        if self.kind == "pan":
+            return True
         return self.tableau is not None and self.tableau.interpolant is not None
 
     @property
@@ -148,7 +156,7 @@ class Plan:
         callbacks: Callbacks | None = None,
         stops: Sequence[float] = (),
         compiled: Callable[[RHS, Plan], Stepper] | None = None,
-    ) -> AdaptiveRK | FixedRK | Adams | ScipyStream:
+    ) -> AdaptiveRK | FixedRK | Adams | ScipyStream | PanStream:
         """The object whose ``steps`` yields accepted steps: ``steps(y, t0, t1, f0)`` where the
         method chooses them (ending on every time of ``stops``), ``steps(y, grid, f0)`` where it is
         told. ``compiled`` makes the stepper of a solve without a graph, where it is given."""
@@ -166,6 +174,9 @@ class Plan:
             )
         if self.kind == "scipy":
             return ScipyStream(rhs, stats, self.rtol, self.atol, self.options)
+        if self.kind == "pan":
+            options = {**self.options, "step_size": self.dt}
+            return PanStream(rhs, stats, self.rtol, self.atol, self.norm, self.max_steps, options)
         if graph:
             stepper: Stepper = GraphStepper(rhs, self.tableau, clock)
         elif compiled is not None:

@@ -1,8 +1,8 @@
 """Chebyshev polynomials on an interval, with the initial value and slope imposed.
 
 On x in [-1, 1], t = t0 + (x + 1) h / 2, the scaled derivative p = (h/2) y' is a combination of
-T_0 ... T_{N-2}; p(-1) = g0 takes away T_0's coefficient, and y = y0 + the integral of p from -1 has the
-N coefficients of the method. All of these maps are linear and the same for every interval.
+T_0 ... T_{N-2}; p(-1) = g0 takes away T_0's coefficient, and y = y0 + the integral of p from -1 has
+the N coefficients of the method. All of these maps are linear and the same for every interval.
 """
 
 from __future__ import annotations
@@ -36,6 +36,17 @@ class Basis:
     fit: Tensor
     rise: Tensor
     slope: Tensor
+
+    @property
+    def integrals(self) -> Tensor:
+        """(M, M): from slopes p at the nodes to y - y0 at the nodes."""
+        return self.integrals_at(self.x)
+
+    def integrals_at(self, x: Tensor) -> Tensor:
+        """(S, M): from slopes p at the nodes to y - y0 at x (S,) in [-1, 1]."""
+        found = rises_at(x.cpu(), self.n).to(self.fit) @ self.fit
+        found[:, 0] += (x + 1).to(self.fit) - found.sum(1)
+        return found
 
     @property
     def weights(self) -> Tensor:
