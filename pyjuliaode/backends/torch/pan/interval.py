@@ -131,7 +131,7 @@ class IntervalSolver:
         if guess is not None:
             d = basis.fit @ (half * guess - g0)
         eps = torch.finfo(like.dtype).eps
-        last, before, contraction, newton = math.inf, 1.0, math.inf, False
+        last, before, contraction, newton, worse = math.inf, 1.0, math.inf, False, 0
         for rounds in range(1, self.rounds + 1):
             y = base + basis.rise @ d
             k = self.rhs.batched(times, y)
@@ -155,9 +155,10 @@ class IntervalSolver:
                 return Outcome(piece, True, tail, decay, contraction, rounds, newton)
             if enough is not None and tail > 2 * enough and size < 0.1 * tail:
                 return Outcome(piece, False, tail, decay, contraction, rounds, newton)
-            if rate > 2 or (newton and rate > 0.9) or (rate > 1 and rounds > 6):
+            worse = worse + 1 if rate > 1 and rounds > 1 else 0
+            if worse > (1 if newton else 3):
                 break
-            slow = rounds > 2 and rate > FAST and rate * size > self.accuracy
+            slow = rounds > 1 and rate > FAST and rate * size > self.accuracy
             corrected = self._newton(basis, times, y, half, step) if newton or slow else None
             newton = newton or corrected is not None
             d = found if corrected is None else d + corrected
