@@ -130,6 +130,8 @@ def _run(
     rhs = RHS(problem)
     dense = solver.option("dense", "steps")
     options = {"dense": dense is True, "record": dense == "steps", "event_fn": event_fn}
+    if plan.kind == "pan":  # whose dense output is there already
+        options |= {"dense": dense is not False, "record": False}
     compiled = _compiled(problem, solver, plan) if solver.option("compile") else None
     if compiled is not None:
         stats.compiled = True

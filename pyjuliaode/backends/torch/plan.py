@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgumentError, unknown_name, warn
+from ...errors import InvalidArgumentError, UnsupportedError, unknown_name, warn
 from ...rhs import RHS
 from ...solution import SolveStats
 from ..runge_kutta import BufferedStepper, GraphStepper, Sides, Stepper
@@ -100,6 +100,8 @@ class Plan:
         if not 1 <= int(order) <= 12:
             raise InvalidArgumentError(f"max_order must be within 1 and 12, got {order!r}")
         _check_numbers(options)
+        if kind == "pan":
+            _check_counts(options)
         max_steps = int(options.get("max_num_steps", max_steps))
         tableau = ADAPTIVE.get(method) or FIXED.get(method)
         return cls(method, kind, tableau, rtol, atol, norm, max_steps, dt, options)
@@ -175,6 +177,10 @@ class Plan:
         if self.kind == "scipy":
             return ScipyStream(rhs, stats, self.rtol, self.atol, self.options)
         if self.kind == "pan":
+            if like.is_complex():
+                raise UnsupportedError(
+                    "method 'pan' solves real states: torch.view_as_real makes a real one of y0"
+                )
             options = {**self.options, "step_size": self.dt}
             return PanStream(rhs, stats, self.rtol, self.atol, self.norm, self.max_steps, options)
         if graph:
@@ -212,6 +218,29 @@ def _check_numbers(options: dict[str, Any]) -> None:
             del options[name]
         elif not (low < float(value) <= high or (name == "min_step" and float(value) == 0.0)):
             raise InvalidArgumentError(f"{name} must lie in ({low:g}, {high:g}], got {value!r}")
+
+
+# name: smallest of the whole numbers that method "pan" takes
+_COUNTS = {"num_coeffs": 6, "max_coeffs": 6, "num_points": 6, "max_iters": 2, "coarse_steps": 0}
+
+
+def _check_counts(options: dict[str, Any]) -> None:
+    """Raise for numbers of coefficients, points and iterations out of range; drop those of None."""
+    for name, least in _COUNTS.items():
+        if name in options and options[name] is None:
+            del options[name]
+        value = options.get(name, least)
+        if isinstance(value, bool) or int(value) != value or value < least:
+            raise InvalidArgumentError(
+                f"{name} must be an integer of at least {least}, got {value!r}"
+            )
+    n, points = options.get("num_coeffs"), options.get("num_points")
+    if points is not None and n is None:
+        raise InvalidArgumentError("num_points goes with num_coeffs: give both, or neither")
+    if points is not None and points < n - 1:
+        raise InvalidArgumentError(
+            f"num_points must be at least num_coeffs - 1, {n - 1}, got {points}"
+        )
 
 
 def _times_option(value: Any) -> list[float]:

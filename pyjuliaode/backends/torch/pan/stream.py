@@ -44,11 +44,12 @@ class PanStep:
 
 
 class PanStream:
-    """Polynomial approximation over intervals that follow one another (PAN, arXiv 2024).
+    """Polynomial approximation over intervals that follow one another (Panagiotopoulos, PAN, 2024).
 
     With ``num_coeffs`` the number of coefficients is fixed, with ``step_size`` the length of the
-    intervals; what is not fixed follows the tolerances. An interval on which the iteration does
-    not converge is halved in any case.
+    intervals; what is not fixed follows the tolerances: an interval is accepted where the iteration
+    has converged and the last coefficients are below the tolerance. One on which the iteration
+    does not converge is halved in any case.
     """
 
     def __init__(
@@ -62,16 +63,14 @@ class PanStream:
         options: Mapping[str, Any],
     ):
         self.rhs, self.stats, self.max_steps = rhs, stats, max_steps
-        rounds = int(options.get("max_iters") or 50)
-        self.solver = IntervalSolver(rhs, rtol, atol, norm, rounds)
+        self.solver = IntervalSolver(rhs, rtol, atol, norm, options.get("max_iters", 50))
         self.length = options.get("step_size")
-        self.most = float(options.get("max_step") or math.inf)
-        self.fixed = options.get("num_coeffs")
-        self.points = options.get("num_points")
-        self.coarse = int(options.get("coarse_steps", 5))
-        self.largest = int(options.get("max_coeffs") or 48)
-        self.n = int(self.fixed or min(24, self.largest))
-        self.h: float | None = None
+        self.most = float(options.get("max_step", math.inf))
+        self.fixed, self.points = options.get("num_coeffs"), options.get("num_points")
+        self.coarse = options.get("coarse_steps", 5)
+        self.largest = options.get("max_coeffs", 48)
+        self.n = self.fixed or min(24, self.largest)
+        self.h: float | None = options.get("first_step")
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[PanStep]:
         """Yield intervals from t0 to t1; raise :class:`StepFailure` where there are none."""
@@ -101,10 +100,12 @@ class PanStream:
         if not (math.isfinite(size) and math.isfinite(slope)):
             what = "y0" if not math.isfinite(size) else "the field at y0"
             raise StepFailure(Retcode.UNSTABLE, t, f"{what} is not finite")
-        small = min(1e-3 * max(size, 1e-3) / slope if slope > 0 else room, room)
+        small = min(1e-3 * max(size, 1e-3) / slope if slope > 0 else 1.0, room)
         changed = self.rhs(t + direction * small, y + direction * small * f)
-        rate = self.solver.norm((changed - f) / scale) / small / max(slope, 1e-30)
-        return min(room, self.most, 4.0 / rate if rate > 0 and math.isfinite(rate) else room)
+        change = self.solver.norm((changed - f) / scale)
+        rate = change / small / max(slope, change, 1e-300)
+        wanted = 4.0 / rate if 0 < rate < math.inf else math.inf
+        return min(wanted, self.most, room if math.isfinite(room) else 1.0)
 
     def _accepted(self, t: float, t1: float, y: Tensor, f: Tensor, direction: float) -> Piece:
         """Attempt intervals from (t, y) until one is accepted; sets up the next."""
@@ -141,7 +142,7 @@ class PanStream:
         return h, False
 
     def _points(self) -> int:
-        return int(self.points or math.ceil(1.25 * self.n))
+        return self.points or math.ceil(1.25 * self.n)
 
     def _guess(
         self, chosen: Basis, before: Piece | None, t: float, h: float, y: Tensor, f: Tensor
