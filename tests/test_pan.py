@@ -323,7 +323,7 @@ def test_a_stiff_relaxation_and_a_stiff_oscillator():
 
 def test_what_has_no_solution_is_an_error():
     y0 = torch.ones(1, dtype=F64)
-    with pytest.raises(pjo.SolverError, match=r"ConvergenceFailure.* at t = (1\.00|0\.99)"):
+    with pytest.raises(pjo.SolverError, match=r"ConvergenceFailure.* at t = (1\b|0\.999)"):
         pjo.solve(lambda t, y: y * y, y0, [0.0, 0.5, 2.0], pan(1e-6))
     sol = pjo.solve(lambda t, y: y * y, y0, [0.0, 0.5, 2.0], pan(1e-6), throw=False)
     assert float(sol.y[-1]) == pytest.approx(2.0, rel=1e-5)  # what was reached
