@@ -14,6 +14,7 @@ from torch import nn
 import pyjuliaode as pjo
 from pyjuliaode.backends.torch.pan.basis import basis, chebyshev
 from pyjuliaode.backends.torch.pan.krylov import gmres
+from pyjuliaode.experiments import run
 
 
 def pan(tol=1e-8, adjoint="auto", **options):
@@ -307,6 +308,41 @@ def test_events():
         fall, y0, torch.zeros((), dtype=F64), event_fn=lambda t, y: y[0], method="pan"
     )
     assert float(t) == pytest.approx(math.sqrt(20 / 9.81), rel=1e-9)
+
+
+# -------------------------------------------------------------------------------------- experiments
+
+
+def rows_of(name, folder):
+    found = run(name, out=folder, tol=1e-6, progress=False)
+    figure = (folder / f"{name}.png").read_bytes()
+    assert figure.startswith(b"\x89PNG")
+    assert len(figure) > 20_000
+    return found, {(row["solver"], round(-math.log10(row["tol"]))): row for row in found["rows"]}
+
+
+def test_the_spiral_s_table_is_the_paper_s(tmp_path):
+    """Evaluations and errors of SciPy's solvers, to all digits that are printed."""
+    found, rows = rows_of("pan-spiral", tmp_path)
+    wanted = reference(Spiral(), torch.tensor([2.0, 1.0], dtype=F64), (0, 10))
+    assert found["reference"] == pytest.approx(wanted.tolist(), abs=1e-13)
+    paper = {"RK45": (212, 4.14e-07), "Radau": (599, 6.97e-08), "BDF": (250, 4.56e-06)}
+    for name, (evaluations, error) in paper.items():
+        row = rows[f"SciPy {name}", 6]
+        assert row["total"] == row["sequential"] == evaluations
+        assert row["error"] == pytest.approx(error, rel=5e-3)
+    for name in ("pan", "pan N = 50", "pan N = 100"):
+        assert rows[name, 6]["error"] < 1e-6
+        assert rows[name, 6]["sequential"] < 60 < rows[name, 6]["total"]
+
+
+def test_lorenz_s_table(tmp_path):
+    found, rows = rows_of("pan-lorenz", tmp_path)
+    assert found["reference"] == pytest.approx(LORENZ_AT_15.tolist(), abs=1e-13)
+    assert rows["SciPy RK45", 6]["total"] == 5174
+    assert rows["SciPy RK45", 6]["error"] == pytest.approx(5.75e-2, rel=5e-3)
+    assert rows["pan", 6]["sequential"] < 1400
+    assert rows["pan", 6]["error"] < rows["dopri5", 6]["error"]
 
 
 # ----------------------------------------------------------------------------------- hard and wrong
