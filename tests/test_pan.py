@@ -338,7 +338,8 @@ def test_the_spiral_s_table_is_the_paper_s(tmp_path):
 
 def test_lorenz_s_table(tmp_path):
     found, rows = rows_of("pan-lorenz", tmp_path)
-    assert found["reference"] == pytest.approx(LORENZ_AT_15.tolist(), abs=1e-13)
+    # here beta is 8/3 as float64 has it, there the fraction
+    assert found["reference"] == pytest.approx(LORENZ_AT_15.tolist(), abs=1e-11)
     assert rows["SciPy RK45", 6]["total"] == 5174
     assert rows["SciPy RK45", 6]["error"] == pytest.approx(5.75e-2, rel=5e-3)
     assert rows["pan", 6]["sequential"] < 1400
