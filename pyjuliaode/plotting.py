@@ -466,6 +466,48 @@ def _plain_log_ticks(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
+# ---------------------------------------------------------------- evaluations, two ways to count
+
+_MARKERS = "os^Dv<>P"
+# Okabe and Ito's colours, and dark ones of the same hues for what remains
+_CYCLE = (
+    *("#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"),
+    *("#CC79A7", "#7F7F7F", "#B22222", "#882255", "#332288"),
+)
+
+
+def evaluations(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Errors over evaluations: one after another (left) and all together (right).
+
+    Arguments:
+        rows: each with "solver", "error", "sequential" and "total", by solver from loose to tight;
+            those without an error are left out.
+    """
+    with _style():
+        figure = _figure(7.2, 4.2)
+        axes = figure.subplots(1, 2, sharey=True)
+        names = list(dict.fromkeys(row["solver"] for row in rows))
+        for i, name in enumerate(names):
+            own = [row for row in rows if row["solver"] == name and row["error"]]
+            outside = name.startswith("SciPy")
+            style = {
+                "color": _CYCLE[i % len(_CYCLE)],
+                "marker": _MARKERS[i % len(_MARKERS)],
+                "linestyle": ":" if outside else "-",
+                "linewidth": 1.0 if outside else 1.6,
+                "label": name,
+            }
+            for ax, what in zip(axes, ("sequential", "total"), strict=True):
+                ax.plot([r[what] for r in own], [r["error"] for r in own], markersize=4, **style)
+        for ax, what in zip(axes, ("one after another", "all together"), strict=True):
+            ax.set(xscale="log", yscale="log", xlabel=f"evaluations, {what}")
+        axes[0].set_ylabel("error at the end")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.suptitle(title)
+        return figure
+
+
 # ---------------------------------------------------------------- cross-check
 
 SOLVER_COLOURS = {
@@ -480,7 +522,6 @@ _NATIVE = {
     "linewidth": 0.8,
     "markerfacecolor": "none",
 }  # with callbacks NFE and errors are the same
-_MARKERS = "os^Dv<>P"
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (6, 2)))
 
 

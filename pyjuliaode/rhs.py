@@ -30,6 +30,7 @@ class RHS:
         # a tensor state is unpacked by one view; None: a tuple, which its structure unpacks
         self._shape = None if problem.structure.is_tuple else problem.structure.shapes[0]
         self.nfe = 0
+        self.alongside = 0  # of nfe, those made in one call with another
         self.n_vjp = 0
         self.n_jacobians = 0
         self.inspect: Callable[[Tensor, Tensor], None] | None = None
@@ -110,6 +111,50 @@ class RHS:
             row.copy_(func(make(t, dtype=dtype, device=device), state.clone()))
 
         return write
+
+    def flat(self, t: Tensor, y: Tensor) -> Tensor:
+        """The user's function of a 0-d time and a flat state, uncounted."""
+        return self.structure.pack(self.func(t, self.structure.unpack(y)))
+
+    def batched(self, t: Tensor, y: Tensor) -> Tensor:
+        """Values at M times at once: (M,), (M, N) -> (M, N).
+
+        By torch.func.vmap; a function that it cannot follow is called for one time after another,
+        and then counts so.
+        """
+        m = len(t)
+        self.nfe += m
+        if not _one_by_one.get(self.func, "vmap"):
+            try:
+                found = torch.func.vmap(self.flat)(t, y)
+            except (RuntimeError, ValueError):  # of branches on values, writes in place, ...
+                _one_by_one.put(self.func, "vmap", True)
+            else:
+                self.alongside += m - 1
+                return found
+        return torch.stack([self.flat(*pair) for pair in zip(t, y, strict=True)])
+
+    def pullback(self, t: Tensor, y: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        """Products with the derivatives of :meth:`batched` at (M,), (M, N).
+
+        The function that is returned takes cotangents (M, N) and gives the gradient of the states
+        (M, N), or with ``params=True`` the gradients of all parameters (None where there is none).
+        """
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            out = self.batched(t, y)
+
+        def products(cotangents: Tensor, params: bool = False) -> tuple[Tensor | None, ...]:
+            self.n_vjp += len(y)
+            self.alongside += len(y) - 1
+            inputs = self.params if params else (y,)
+            if not out.requires_grad or not inputs:
+                return tuple(None if params else torch.zeros_like(y) for _ in inputs)
+            return torch.autograd.grad(
+                out, inputs, cotangents, retain_graph=True, allow_unused=True
+            )
+
+        return products
 
     def vjp(
         self, t: Time, y: Tensor, cotangent: Tensor, state: bool = True, params: bool = True
@@ -257,3 +302,6 @@ class PerFunction:
             self._facts.setdefault(func, {})[key] = value
         except TypeError:
             return
+
+
+_one_by_one = PerFunction()

@@ -86,6 +86,8 @@ class SolveStats:
         nfe_forward: evaluations of the dynamics during the solve.
         nfe_backward: vector-Jacobian products during ``backward()`` (each is one backward
             evaluation); 0 until ``backward()`` has run.
+        alongside_forward, alongside_backward: how many of these were made in one call with another
+            (method "pan", which evaluates at many times at once).
         n_jacobians: Jacobians of the dynamics that an implicit method took, forward and backward.
         n_accepted, n_rejected: steps of the forward solve.
         method, adjoint, backend: what ran.
@@ -98,6 +100,8 @@ class SolveStats:
 
     nfe_forward: int = 0
     nfe_backward: int = 0
+    alongside_forward: int = 0
+    alongside_backward: int = 0
     n_jacobians: int = 0
     n_accepted: int = 0
     n_rejected: int = 0
@@ -109,6 +113,16 @@ class SolveStats:
     retcode: Retcode = Retcode.SUCCESS
     seconds: float = 0.0
     seconds_backward: float = 0.0
+
+    @property
+    def sequential_forward(self) -> int:
+        """Calls of the dynamics, one after another, during the solve."""
+        return self.nfe_forward - self.alongside_forward
+
+    @property
+    def sequential_backward(self) -> int:
+        """Products, one after another, during ``backward()``."""
+        return self.nfe_backward - self.alongside_backward
 
 
 @dataclass

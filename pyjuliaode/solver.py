@@ -47,9 +47,13 @@ class Solver:
             small networks and for many solves of one shape of state; costs seconds for every new
             shape, and needs a C++ compiler. ``func`` must be a module that is a fixed sequence of
             operations; on the CPU, in float32 or float64; "direct" then replays. What cannot be
-            compiled raises UnsupportedError). The Julia backend takes ``first_step``, ``min_step``,
-            ``max_step``, ``step_size``, ``step_t``, ``jump_t``, ``dense`` and of its own
-            ``checkpoints`` (states that a continuous adjoint keeps instead of all steps),
+            compiled raises UnsupportedError). Method "pan" takes ``num_coeffs`` and ``num_points``
+            (of every interval; default: as the tolerances ask), ``max_coeffs`` (default 48),
+            ``step_size`` (length of the intervals; default: as the tolerances ask),
+            ``first_step``, ``max_step``, ``max_iters`` (50, of an interval) and ``coarse_steps``
+            (5, of Euler's method, to begin with). The Julia backend takes ``first_step``,
+            ``min_step``, ``max_step``, ``step_size``, ``step_t``, ``jump_t``, ``dense`` and of its
+            own ``checkpoints`` (states that a continuous adjoint keeps instead of all steps),
             ``jacobian`` (False: finite differences instead of torch's), ``form="mass_matrix"``
             (of a Nesterov model) and ``initialization`` ("check", or "brown": solve for the
             algebraic part of y0).

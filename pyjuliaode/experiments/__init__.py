@@ -19,6 +19,8 @@ _MODULES = {
     "digits": "digits",
     "nfe-vs-tolerance": "tolerance",
     "optimizers": "optimizers",
+    "pan-lorenz": "pan_lorenz",
+    "pan-spiral": "pan_spiral",
     "point-cloud": "point_cloud",
     "silverbox-init": "silverbox_init",
 }

@@ -28,6 +28,7 @@ from .continuous import AdjointPlan, run_continuous
 from .dense import DenseOutput, RestepOutput
 from .direct import run_graph, run_replay
 from .forward import Trace, run, transforms_active
+from .pan.direct import run_pan
 from .plan import METHODS, Plan, user_norm
 
 ADJOINTS = ("auto", "direct", "backsolve", "interpolating", "gauss")
@@ -129,6 +130,8 @@ def _run(
     rhs = RHS(problem)
     dense = solver.option("dense", "steps")
     options = {"dense": dense is True, "record": dense == "steps", "event_fn": event_fn}
+    if plan.kind == "pan":  # whose dense output is there already
+        options |= {"dense": dense is not False, "record": False}
     compiled = _compiled(problem, solver, plan) if solver.option("compile") else None
     if compiled is not None:
         stats.compiled = True
@@ -151,7 +154,7 @@ def _run(
             options["backward_rhs"] = partial(CompiledRHS, field=compiled)
         return run_continuous(problem, plan, adjoint_plan, rhs, stats, **options)
     finally:
-        stats.nfe_forward = rhs.nfe
+        stats.nfe_forward, stats.alongside_forward = rhs.nfe, rhs.alongside
 
 
 def _compiled(problem: Problem, solver: Solver, plan: Plan) -> CompiledField | None:
@@ -227,6 +230,8 @@ def _run_direct(
             return run(plan, problem, rhs, problem.y0, f0, stats, graph=False, **options)
         except NeedsGraph:
             stats.n_accepted = stats.n_rejected = 0
+    if plan.kind == "pan":
+        return _run_pan(problem, plan, rhs, f0, stats, options)
     checkpoint = compiled is not None or solver.option("checkpoint")
     if checkpoint is None and solver.adjoint == "auto":
         return _run_within_budget(problem, solver, plan, rhs, f0, stats, options)
@@ -239,6 +244,20 @@ def _run_direct(
             options["product"] = partial(StepProduct, problem, compiled, plan.tableau, plan.linear)
         return run_replay(problem, plan, rhs, f0, stats, **options)
     return run_graph(problem, plan, rhs, f0, stats, **options)
+
+
+def _run_pan(
+    problem: Problem, plan: Plan, rhs: RHS, f0: Tensor, stats: SolveStats, options: Any
+) -> Trace:
+    """The gradient through the equations that were solved, of parameters that are known."""
+    refuse_transforms("method 'pan'")
+    if f0.requires_grad and (lost := unlisted_leaves(problem, f0, problem.y0)):
+        raise InvalidArgumentError(
+            f"func depends on {len(lost)} tensor(s) that require a gradient and are not among its "
+            "parameters; method 'pan' cannot know them: make func a torch.nn.Module with them as "
+            "parameters, or pass params (adjoint_params)"
+        )
+    return run_pan(problem, plan, rhs, f0, stats, **options)
 
 
 def _first_slope(problem: Problem, plan: Plan, rhs: RHS) -> Tensor:
@@ -335,6 +354,11 @@ def _adjoint_plan(
         raise UnsupportedError(
             f"adjoint {kind!r} carries the parameters' gradient in the dtype of the state, which "
             "is real, but some parameters are complex; use adjoint='gauss' or 'direct'"
+        )
+    if "pan" in (plan.kind, method) and (kind != "gauss" or method != plan.method):
+        raise UnsupportedError(
+            f"method 'pan' has the adjoints 'direct' and 'gauss', solved by itself, not {kind!r}"
+            + (f" by {method!r}" if method != plan.method else "")
         )
     if kind != "backsolve" and not plan.has_interpolant:
         raise UnsupportedError(

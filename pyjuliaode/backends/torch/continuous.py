@@ -35,6 +35,7 @@ from .control import StepFailure, rms
 from .dense import DenseOutput
 from .fixed import fixed_grid
 from .forward import Trace, run
+from .pan import PanStep
 from .plan import Plan
 
 # abscissae and weights of Gauss-Legendre quadrature on [0, 1], by number of points
@@ -125,6 +126,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
             finally:
                 sweep.stream = None  # it refers back to the sweep
         ctx.stats.nfe_backward = sweep.rhs.n_vjp + sweep.rhs.nfe
+        ctx.stats.alongside_backward = sweep.rhs.alongside
         ctx.stats.seconds_backward = time.perf_counter() - started
         if torch.is_grad_enabled():
             grads = once_only(ctx.adjoint.kind, grads, [grad, y0, t, *params])
@@ -268,6 +270,8 @@ class _Sweep:
         return self.stream.steps(z, grid)
 
     def _quadrature(self, step: Any) -> None:
+        if isinstance(step, PanStep):
+            return self._pan_quadrature(step)
         h = step.t1 - step.t0
         order = self.plan.tableau.order if self.plan.tableau is not None else 4
         for x, w in _LEGENDRE[min(3, (order + 1) // 2)]:
@@ -278,13 +282,25 @@ class _Sweep:
                 if g is not None:
                     total.add_(g, alpha=-w * h)
 
+    def _pan_quadrature(self, step: PanStep) -> None:
+        """By the nodes of the interval, in one batched product."""
+        piece = step.piece
+        times = piece.times(self.rhs.time_dtype).to(piece.y0.device)
+        products = self.rhs.pullback(times, self.dense.at_all(times.tolist()))
+        weights = piece.basis.weights.to(piece.y0)[:, None]
+        grads = products((-0.5 * piece.h) * weights * piece.nodes(), params=True)
+        for total, g in zip(self.totals, grads, strict=True):
+            if g is not None:
+                total.add_(g)
+
 
 class _AdjointField:
     """The adjoint right-hand side, in the shape of an RHS that steppers can call."""
 
     def __init__(self, sweep: _Sweep):
         self.sweep, self.rhs = sweep, sweep.rhs
-        self.time_dtype = sweep.rhs.time_dtype
+        self.time_dtype, self.device = sweep.rhs.time_dtype, sweep.rhs.device
+        self._at: tuple[list[float], Any] = ([], None)
 
     def destinations(self, k: Tensor) -> list[Tensor]:
         return list(k.unbind(0))
@@ -298,6 +314,16 @@ class _AdjointField:
     def into(self, row: Tensor, t: float, z: Tensor) -> bool:
         row.copy_(self(t, z))
         return False
+
+    def flat(self, t: Tensor, z: Tensor) -> Tensor:
+        raise NotImplementedError  # it is linear: the first stage of pan does without derivatives
+
+    def batched(self, t: Tensor, z: Tensor) -> Tensor:
+        """At M times at once, for kind "gauss": (M,), (M, N) -> (M, N)."""
+        times = t.tolist()
+        if times != self._at[0]:  # an iteration asks at the same ones
+            self._at = (times, self.rhs.pullback(t, self.sweep.dense.at_all(times)))
+        return -self._at[1](z)[0]
 
     def __call__(self, t: Time, z: Tensor) -> Tensor:
         sweep = self.sweep

@@ -23,6 +23,7 @@ from .control import StepFailure
 from .dense import DenseOutput, RestepOutput
 from .events import EventFinder
 from .fixed import fixed_grid
+from .pan.dense import PanOutput
 from .plan import Plan
 
 EVENT_POINTS = 8  # times within a step at which an event is looked for
@@ -137,6 +138,8 @@ def _dense_output(
 ) -> DenseOutput | None:
     if not wanted:
         return None
+    if plan.kind == "pan":
+        return PanOutput(t0, direction)
     if plan.has_interpolant:
         return DenseOutput(t0, direction)
     if plan.tableau is None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgumentError, unknown_name, warn
+from ...errors import InvalidArgumentError, UnsupportedError, unknown_name, warn
 from ...rhs import RHS
 from ...solution import SolveStats
 from ..runge_kutta import BufferedStepper, GraphStepper, Sides, Stepper
@@ -19,12 +19,14 @@ from .adaptive import AdaptiveRK
 from .callbacks import ACCEPT, REJECT, STEP, Callbacks
 from .control import Control, Norm, rms
 from .fixed import Adams, FixedRK
+from .pan import PanStream
 from .scipy_solver import ScipyStream
 from .tableaus import ADAPTIVE, FIXED
 
 ADAMS = ("explicit_adams", "implicit_adams")
 SCIPY = "scipy_solver"
-METHODS = (*ADAPTIVE, *FIXED, *ADAMS, SCIPY)
+PAN = "pan"
+METHODS = (*ADAPTIVE, *FIXED, *ADAMS, SCIPY, PAN)
 
 _SHARED = {
     *("norm", "perturb", "dense", "checkpoint", "graph_memory", "dtype", "max_num_steps"),
@@ -38,6 +40,10 @@ _KNOWN = {
     "fixed": {"step_size", "grid_constructor", "interp", "jump_t"},
     "adams": {"step_size", "grid_constructor", "interp", "jump_t", "max_order", "max_iters"},
     "scipy": {"solver", "min_step", "max_step", "first_step"},
+    "pan": {
+        *("num_coeffs", "num_points", "max_coeffs", "max_iters", "coarse_steps"),
+        *("step_size", "first_step", "max_step"),
+    },
 }
 
 
@@ -74,7 +80,7 @@ class Plan:
         if method not in METHODS:
             raise unknown_name("method", method, METHODS)
         kind = "adaptive" if method in ADAPTIVE else "fixed" if method in FIXED else "adams"
-        kind = "scipy" if method == SCIPY else kind
+        kind = {SCIPY: "scipy", PAN: "pan"}.get(method, kind)
         options = dict(options or {})
         unknown = sorted(set(options) - _SHARED - _KNOWN[kind])
         if unknown:
@@ -94,24 +100,28 @@ class Plan:
         if not 1 <= int(order) <= 12:
             raise InvalidArgumentError(f"max_order must be within 1 and 12, got {order!r}")
         _check_numbers(options)
+        if kind == "pan":
+            _check_counts(options)
         max_steps = int(options.get("max_num_steps", max_steps))
         tableau = ADAPTIVE.get(method) or FIXED.get(method)
         return cls(method, kind, tableau, rtol, atol, norm, max_steps, dt, options)
 
     @property
     def chooses_steps(self) -> bool:
-        return self.kind in ("adaptive", "scipy")
+        return self.kind in ("adaptive", "scipy", "pan")
 
     @property
     def callbacks(self) -> tuple[str, ...]:
         """The callbacks that the method calls."""
-        return {"adaptive": (STEP, ACCEPT, REJECT), "scipy": ()}.get(self.kind, (STEP,))
+        return {"adaptive": (STEP, ACCEPT, REJECT), "scipy": (), "pan": ()}.get(self.kind, (STEP,))
 
     @property
     def has_interpolant(self) -> bool:
         """The trajectory between the steps is a polynomial of the method's order."""
         if self.kind == "adams":
             return int(self.options.get("max_order", 4)) <= 4
+        if self.kind == "pan":
+            return True
         return self.tableau is not None and self.tableau.interpolant is not None
 
     @property
@@ -148,7 +158,7 @@ class Plan:
         callbacks: Callbacks | None = None,
         stops: Sequence[float] = (),
         compiled: Callable[[RHS, Plan], Stepper] | None = None,
-    ) -> AdaptiveRK | FixedRK | Adams | ScipyStream:
+    ) -> AdaptiveRK | FixedRK | Adams | ScipyStream | PanStream:
         """The object whose ``steps`` yields accepted steps: ``steps(y, t0, t1, f0)`` where the
         method chooses them (ending on every time of ``stops``), ``steps(y, grid, f0)`` where it is
         told. ``compiled`` makes the stepper of a solve without a graph, where it is given."""
@@ -166,6 +176,13 @@ class Plan:
             )
         if self.kind == "scipy":
             return ScipyStream(rhs, stats, self.rtol, self.atol, self.options)
+        if self.kind == "pan":
+            if like.is_complex():
+                raise UnsupportedError(
+                    "method 'pan' solves real states: torch.view_as_real makes a real one of y0"
+                )
+            options = {**self.options, "step_size": self.dt}
+            return PanStream(rhs, stats, self.rtol, self.atol, self.norm, self.max_steps, options)
         if graph:
             stepper: Stepper = GraphStepper(rhs, self.tableau, clock)
         elif compiled is not None:
@@ -201,6 +218,29 @@ def _check_numbers(options: dict[str, Any]) -> None:
             del options[name]
         elif not (low < float(value) <= high or (name == "min_step" and float(value) == 0.0)):
             raise InvalidArgumentError(f"{name} must lie in ({low:g}, {high:g}], got {value!r}")
+
+
+# name: smallest of the whole numbers that method "pan" takes
+_COUNTS = {"num_coeffs": 6, "max_coeffs": 6, "num_points": 6, "max_iters": 2, "coarse_steps": 0}
+
+
+def _check_counts(options: dict[str, Any]) -> None:
+    """Raise for numbers of coefficients, points and iterations out of range; drop those of None."""
+    for name, least in _COUNTS.items():
+        if name in options and options[name] is None:
+            del options[name]
+        value = options.get(name, least)
+        if isinstance(value, bool) or int(value) != value or value < least:
+            raise InvalidArgumentError(
+                f"{name} must be an integer of at least {least}, got {value!r}"
+            )
+    n, points = options.get("num_coeffs"), options.get("num_points")
+    if points is not None and n is None:
+        raise InvalidArgumentError("num_points goes with num_coeffs: give both, or neither")
+    if points is not None and points < n - 1:
+        raise InvalidArgumentError(
+            f"num_points must be at least num_coeffs - 1, {n - 1}, got {points}"
+        )
 
 
 def _times_option(value: Any) -> list[float]:
