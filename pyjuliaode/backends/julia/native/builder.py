@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .tape import CONVOLUTION, FUNCTIONS, LINEAR, SUM, Op, Operand, Tape
 
-_MOST_FEATURES = 100_000
+_MOST_FEATURES = 300_000
 _LATER = 1 << 40  # names of scalars that depend on the time begin here until all others are known
 
 
