@@ -20,6 +20,7 @@ _MODULES = {
     "nfe-vs-tolerance": "tolerance",
     "optimizers": "optimizers",
     "pan-lorenz": "pan_lorenz",
+    "pan-moons": "pan_moons",
     "pan-spiral": "pan_spiral",
     "point-cloud": "point_cloud",
     "silverbox-init": "silverbox_init",

@@ -105,8 +105,11 @@ class Experiment(ABC):
 def check_solver(config: RunConfig) -> None:
     """Raise, before anything is written, for what no run with this config could solve with."""
     capabilities = choose(config.backend).capabilities()
-    if config.method is not None and config.method not in capabilities.methods:
-        raise unknown_name("method", config.method, capabilities.methods)
+    methods = list(capabilities.methods)
+    if config.backend == "auto":  # which is torch for what only torch has
+        methods += choose("torch").capabilities().methods
+    if config.method is not None and config.method not in methods:
+        raise unknown_name("method", config.method, methods)
     known = ("auto", *capabilities.adjoints)
     if config.adjoint not in known:
         raise unknown_name("adjoint", config.adjoint, known)

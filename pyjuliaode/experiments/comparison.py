@@ -27,6 +27,8 @@ COLUMNS = {
     "loss": ("training loss", ".4f"),
     "nfe_forward": ("NFE forward", ".1f"),
     "nfe_backward": ("NFE backward", ".1f"),
+    "sequential_forward": ("calls forward", ".1f"),
+    "sequential_backward": ("calls backward", ".1f"),
     "seconds": ("seconds", ".1f"),
 }
 

@@ -22,6 +22,8 @@ from .environment import describe
 from .folder import RunFolder
 
 Samples = tuple[Tensor, Tensor]
+# of a step of the optimizer, on average: evaluations, and the calls that they were made in
+COSTS = ("nfe_forward", "nfe_backward", "sequential_forward", "sequential_backward")
 
 
 class TrainingError(PyJuliaODEError, RuntimeError):
@@ -196,13 +198,13 @@ class Trainer:
         start = time.perf_counter()
         self.model.train()
         seen = correct = batches = 0
-        loss = forward = backward = 0.0
+        loss, costs = 0.0, dict.fromkeys(COSTS, 0)
         for x, y in self._batches():
             output, value, stats = self._step(x, y)
             seen, batches = seen + len(x), batches + 1
             loss += value * len(x)
             correct += self.task.correct(output, y)
-            forward, backward = forward + stats.nfe_forward, backward + stats.nfe_backward
+            costs = {key: cost + getattr(stats, key) for key, cost in costs.items()}
             for callback in self.callbacks:
                 callback.on_batch(self)
         seconds = time.perf_counter() - start
@@ -213,8 +215,7 @@ class Trainer:
             "accuracy": correct / seen,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
-            "nfe_forward": forward / batches,
-            "nfe_backward": backward / batches,
+            **{key: cost / batches for key, cost in costs.items()},
             "seconds": seconds,
         }
 
@@ -305,8 +306,7 @@ def _final(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {
         "epoch": n,
         **{key: last[key] for key in ("loss", "accuracy", "test_loss", "test_accuracy")},
-        "nfe_forward": sum(record["nfe_forward"] for record in records) / n,
-        "nfe_backward": sum(record["nfe_backward"] for record in records) / n,
+        **{key: sum(record[key] for record in records) / n for key in COSTS if key in records[0]},
         "nfe_forward_last": last["nfe_forward"],
         "nfe_backward_last": last["nfe_backward"],
         "seconds": sum(record["seconds"] for record in records),
