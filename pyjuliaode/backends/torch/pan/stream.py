@@ -67,9 +67,9 @@ class PanStream:
         self.length = options.get("step_size")
         self.most = float(options.get("max_step", math.inf))
         self.fixed, self.points = options.get("num_coeffs"), options.get("num_points")
-        self.coarse = options.get("coarse_steps", 5)
+        self.coarse = options.get("coarse_steps", 0)
         self.largest = options.get("max_coeffs", 48)
-        self.n = self.fixed or min(24, self.largest)
+        self.n = self.fixed or min(self._first_n(rtol), self.largest)
         self.h: float | None = options.get("first_step")
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[PanStep]:
@@ -92,6 +92,12 @@ class PanStream:
             if t != t1:
                 with torch.no_grad():
                     f = self.rhs(t, y)
+
+    @staticmethod
+    def _first_n(rtol: float | Tensor) -> int:
+        """Coefficients to begin with: one and a half for every digit, and some more."""
+        digits = -math.log10(max(float(torch.as_tensor(rtol).min()), 1e-14))
+        return next(n for n in LADDER if n >= 6 + 1.5 * digits)
 
     def _first(self, t: float, y: Tensor, f: Tensor, direction: float, room: float) -> float:
         """Length of the first interval: a few times what the slope needs to change."""
