@@ -508,6 +508,35 @@ def evaluations(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         return figure
 
 
+def scaling(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Seconds over the batch, a panel for each width, a line for each method.
+
+    Arguments:
+        rows: each with "method", "batch", "width", "seconds"; those without seconds are left out.
+    """
+    widths = list(dict.fromkeys(row["width"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    with _style():
+        figure = _figure(7.2, 3.0)
+        axes = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
+        for ax, width in zip(axes, widths, strict=True):
+            for i, method in enumerate(methods):
+                own = [
+                    (row["batch"], row["seconds"])
+                    for row in rows
+                    if (row["width"], row["method"]) == (width, method) and row["seconds"]
+                ]
+                look = {"color": _CYCLE[i + 1], "marker": _MARKERS[i], "label": method}
+                if own:
+                    ax.plot(*zip(*own, strict=True), markersize=4, **look)
+            ax.set(xscale="log", yscale="log", xlabel="batch", title=f"width {width}")
+        axes[0].set_ylabel("seconds")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(methods))
+        figure.suptitle(title)
+        return figure
+
+
 # ---------------------------------------------------------------- cross-check
 
 SOLVER_COLOURS = {

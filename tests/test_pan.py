@@ -14,7 +14,7 @@ from torch import nn
 import pyjuliaode as pjo
 from pyjuliaode.backends.torch.pan.basis import basis, chebyshev
 from pyjuliaode.backends.torch.pan.krylov import gmres
-from pyjuliaode.experiments import run
+from pyjuliaode.experiments import pan_scaling, run
 
 
 def pan(tol=1e-8, adjoint="auto", **options):
@@ -349,6 +349,27 @@ def test_lorenz_s_table(tmp_path):
     assert rows["SciPy RK45", 6]["error"] == pytest.approx(5.75e-2, rel=5e-3)
     assert rows["pan", 6]["sequential"] < 1400
     assert rows["pan", 6]["error"] < rows["dopri5", 6]["error"]
+
+
+def test_moons_are_learned_through_it(tmp_path):
+    small = {"points": 640, "batch_size": 64, "lr": 0.02}
+    found = run("pan-moons", out=tmp_path, epochs=4, settings=small, backend="auto", progress=False)
+    final = found["final"]
+    assert final["test_accuracy"] > 0.75  # chance: 0.5
+    assert final["sequential_forward"] < final["nfe_forward"] / 5
+    assert found["config"]["method"] == "pan"
+
+
+def test_scaling_compares_at_equal_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(pan_scaling, "BATCHES", (1, 3))
+    monkeypatch.setattr(pan_scaling, "WIDTHS", (8,))
+    rows = run("pan-scaling", out=tmp_path, progress=False)["rows"]
+    assert [row["method"] for row in rows] == ["dopri5", "dopri8", "pan"] * 2
+    assert all(row["error"] <= 1e-9 for row in rows)
+    of = {(row["method"], row["batch"]): row for row in rows}
+    assert of["pan", 3]["sequential"] < of["dopri8", 3]["sequential"]
+    assert of["pan", 3]["total"] > of["dopri5", 3]["total"]
+    assert (tmp_path / "pan-scaling.png").stat().st_size > 20_000
 
 
 # ----------------------------------------------------------------------------------- hard and wrong

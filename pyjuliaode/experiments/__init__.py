@@ -21,6 +21,7 @@ _MODULES = {
     "optimizers": "optimizers",
     "pan-lorenz": "pan_lorenz",
     "pan-moons": "pan_moons",
+    "pan-scaling": "pan_scaling",
     "pan-spiral": "pan_spiral",
     "point-cloud": "point_cloud",
     "silverbox-init": "silverbox_init",
