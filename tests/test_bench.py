@@ -296,5 +296,18 @@ def test_the_module_says_an_error_in_one_line():
 
 
 def test_the_memory_of_a_kept_graph_grows_with_the_steps():
-    few, many = (memory.peak(Competitor("torch", "rk4"), n, 1) for n in (10, 100))
+    few, many = (memory.peak(Competitor("torch", "rk4"), 1, steps=n) for n in (10, 100))
     assert many["mib"] > few["mib"] + 10
+
+
+def test_memory_of_the_problems(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "STEPS", ())
+    chosen = {"problems": ["hbnode-1", "hbnode-4096"], "competitors": ["torchdiffeq"]}
+    result = bench(out=tmp_path, memory=True, quick=True, **chosen)
+    rows = {(row["problem"], row["label"]): row["mib"] for row in result["grid"]}
+    label = "torchdiffeq dopri5 odeint"
+    # 26 evaluations, each of which keeps some 30 numbers of every sample
+    assert rows["hbnode-4096", label] > 26 * 30 * 4096 * 8 / 2**20 / 2
+    assert rows["hbnode-4096", label] > 10 * rows["hbnode-1", label]
+    text = (tmp_path / "memory.md").read_text()
+    assert f"{rows['hbnode-4096', label]:.1f}" in text

@@ -26,7 +26,7 @@ from .competitors import PACKAGES, choose
 from .growth import point, points
 from .machine import machine
 from .measure import Step, compare, everyone, sweep
-from .memory import STEPS, child, children, peak
+from .memory import STEPS, by_problem, by_steps, child, peak
 from .problems import MAKERS, Problem, check_names
 from .reference import reference
 
@@ -65,7 +65,8 @@ def bench(
         out: folder for the results.
         problems: names of problems; none: all.
         competitors: names of packages; none: all that are installed.
-        memory: measure peak memory against the number of steps instead (memory.*).
+        memory: measure peak memory instead, against the number of steps and of the problems
+            (memory.*).
         growth: measure how costs grow instead (growth.*).
         render: measure nothing: write tables and figures of the JSON that lies in the folder.
 
@@ -92,7 +93,7 @@ def bench(
     measured = {
         "bench": partial(_measure_problems, names, packages, repeats, quick),
         "growth": partial(_measure_growth, packages, min(repeats, 5), quick),
-        "memory": partial(_measure_memory, packages, threads, quick),
+        "memory": partial(_measure_memory, names, packages, threads, quick),
     }[kind]
     started = False
     try:
@@ -117,9 +118,8 @@ def _kind(memory: bool, growth: bool, problems: Sequence[str]) -> str:
         raise InvalidArgumentError(
             "--memory and --growth exclude each other: run one after another"
         )
-    if problems and (memory or growth):
-        mode = "--memory" if memory else "--growth"
-        raise InvalidArgumentError(f"{mode} has its own problem: leave out --problems")
+    if problems and growth:
+        raise InvalidArgumentError("--growth has its own problem: leave out --problems")
     return "memory" if memory else "growth" if growth else "bench"
 
 
@@ -222,15 +222,25 @@ def _measure_growth(packages: Sequence[str], repeats: int, quick: bool, result: 
             yield
 
 
-def _measure_memory(packages: Sequence[str], threads: int, quick: bool, result: Result) -> Measured:
-    steps, chosen = STEPS[:2] if quick else STEPS, children(packages)
-    result |= {"steps": list(steps), "memory": []}
-    with _progress(len(chosen) * len(steps)) as step:
+def _measure_memory(
+    names: Sequence[str], packages: Sequence[str], threads: int, quick: bool, result: Result
+) -> Measured:
+    steps, chosen = STEPS[:2] if quick else STEPS, by_steps(packages)
+    grid = [(name, who) for name in names for who in by_problem(MAKERS[name](), packages)]
+    result |= {"steps": list(steps), "memory": [], "problems": list(names), "grid": []}
+    with _progress(len(chosen) * len(steps) + len(grid)) as step:
         for who in chosen:
             label = who.label("gradient")
             for n in steps:
                 step(f"{label}, {n} steps")
-                result["memory"].append({"label": label, "steps": n, **peak(who, n, threads)})
+                found = peak(who, threads, steps=n)
+                result["memory"].append({"label": label, "steps": n, **found})
+            yield
+        for name, who in grid:
+            label = who.label("gradient")
+            step(f"{name}: {label}")
+            found = peak(who, threads, name=name)
+            result["grid"].append({"label": label, "problem": name, **found})
             yield
 
 
@@ -305,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", default="runs/bench", help="folder for the results (default runs/bench)")
     for name, known in (("--problems", MAKERS), ("--competitors", PACKAGES)):
         add(name, type=_names, default=(), metavar="A,B", help=f"some of {', '.join(known)}")
-    add("--memory", action="store_true", help="peak memory against the number of steps instead")
+    add("--memory", action="store_true", help="peak memory of gradients instead")
     add("--growth", action="store_true", help="how costs grow with size and tolerance instead")
     add("--render", action="store_true", help="only write the tables and figures of --out anew")
     add("--memory-child", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Peak memory of a gradient against the number of steps, each in a process of its own."""
+"""Peak memory of a gradient, each in a process of its own: against steps, and over the problems."""
 
 from __future__ import annotations
 
@@ -16,21 +16,32 @@ import torch
 
 from .competitors import OWN, Competitor, gradients
 from .measure import gradient
-from .problems import wide
+from .problems import MAKERS, Problem, wide
 from .torch_solvers import solver
 
 STEPS = (10, 50, 200, 1000)
-PACKAGES = (*OWN, "torchdiffeq")  # those that take rk4 in fixed steps
+PACKAGES = (*OWN, "torchdiffeq", "torchode")  # diffrax allocates in another way
 
 
-def children(packages: Sequence[str]) -> list[Competitor]:
-    """Every adjoint of the packages, by rk4."""
-    return gradients(wide(batch=1), [p for p in PACKAGES if p in packages], "rk4")
+def by_steps(packages: Sequence[str]) -> list[Competitor]:
+    """Every adjoint of the packages that take rk4 in fixed steps."""
+    chosen = [p for p in PACKAGES if p in packages and p not in ("compiled", "torchode")]
+    return gradients(wide(batch=1), chosen, "rk4")
 
 
-def peak(who: Competitor, steps: int, threads: int) -> dict[str, Any]:
-    """{"mib": ...} above the process's start, or {"mib": None, "error": ...}."""
-    asked = json.dumps({"who": asdict(who), "steps": steps, "threads": threads})
+def by_problem(problem: Problem, packages: Sequence[str]) -> list[Competitor]:
+    """Every adjoint of every package, by its first method."""
+    return gradients(problem, [p for p in PACKAGES if p in packages])
+
+
+def peak(
+    who: Competitor, threads: int, steps: int | None = None, name: str | None = None
+) -> dict[str, Any]:
+    """{"mib": ...} above the process's start, or {"mib": None, "error": ...}.
+
+    Of so many ``steps`` of field 64-256-64, batch 64, or of the problem ``name`` at its tolerance.
+    """
+    asked = json.dumps({"who": asdict(who), "steps": steps, "threads": threads, "name": name})
     command = [sys.executable, "-m", "pyjuliaode.bench", "--memory-child", asked]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -43,11 +54,16 @@ def child(asked: str) -> dict[str, Any]:
     """In the child: how far one gradient raises the process's peak above its start."""
     config = json.loads(asked)
     torch.set_num_threads(config["threads"])
-    problem, who = wide(batch=64), Competitor(**config["who"])
-    gradient(problem, solver(problem, who, 1e-5, dt=1 / 2))()  # what loads and allocates once
+    who, steps, name = Competitor(**config["who"]), config["steps"], config["name"]
+    problem = wide(batch=64) if name is None else MAKERS[name]()
+    if name is None:
+        small, whole = ((1e-5, 1 / n) for n in (2, steps))
+    else:
+        small, whole = (1e4 * problem.tol, None), (problem.tol, None)
+    gradient(problem, solver(problem, who, *small))()  # what loads and allocates once
     gc.collect()
     before = _reset_peak()
-    gradient(problem, solver(problem, who, 1e-5, dt=1 / config["steps"]))()
+    gradient(problem, solver(problem, who, *whole))()
     return {"mib": (_peak() - before) / 2**20}
 
 

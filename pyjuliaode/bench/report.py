@@ -213,9 +213,25 @@ def _growth_cell(rows: Mapping[str, Row], package: str) -> str:
 
 def memory_markdown(result: Result) -> str:
     """The report of peak memory."""
-    lines: dict[str, list[str]] = {}
-    for row in result["memory"]:
+    steps, problems = result["steps"], result["problems"]
+    return "\n".join(
+        (
+            _memory_table(
+                "peak MiB above the start, by rk4 steps", result["memory"], "steps", steps
+            ),
+            "",
+            _memory_table("peak MiB, by problem", result["grid"], "problem", problems),
+            "",
+        )
+    )
+
+
+def _memory_table(
+    title: str, rows: Sequence[Result], key: str, columns: Sequence[int | str]
+) -> str:
+    found: dict[str, dict[Any, str]] = {}
+    for row in rows:
         shown = f"{row['mib']:.1f}" if row["mib"] is not None else "refused"
-        lines.setdefault(row["label"], []).append(shown)
-    header = ["peak MiB above the start, by rk4 steps", *map(str, result["steps"])]
-    return table(header, ([label, *cells] for label, cells in lines.items())) + "\n"
+        found.setdefault(row["label"], {})[row[key]] = shown
+    lines = ([label, *(cells.get(c, "") for c in columns)] for label, cells in found.items())
+    return table([title, *columns], lines)
