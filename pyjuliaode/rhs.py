@@ -25,6 +25,7 @@ class RHS:
         self.func = problem.func
         self._problem = problem
         self.structure = problem.structure
+        self.second_order = problem.second_order
         self.time_dtype = problem.time_dtype
         self.device = problem.y0.device
         # a tensor state is unpacked by one view; None: a tuple, which its structure unpacks

@@ -297,6 +297,8 @@ class _Sweep:
 class _AdjointField:
     """The adjoint right-hand side, in the shape of an RHS that steppers can call."""
 
+    second_order = False
+
     def __init__(self, sweep: _Sweep):
         self.sweep, self.rhs = sweep, sweep.rhs
         self.time_dtype, self.device = sweep.rhs.time_dtype, sweep.rhs.device

