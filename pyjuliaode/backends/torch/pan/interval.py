@@ -78,7 +78,6 @@ class Outcome:
         converged: the iteration did.
         tail: size of the last two coefficients, in units of the tolerance.
         decay: factor from one coefficient to the next, about.
-        contraction: of stage 1, the last that was seen.
         rounds: batched evaluations.
         newton: whether stage 2 was needed.
     """
@@ -87,7 +86,6 @@ class Outcome:
     converged: bool
     tail: float = math.inf
     decay: float = 1.0
-    contraction: float = math.inf
     rounds: int = 0
     newton: bool = False
 
@@ -101,7 +99,7 @@ class IntervalSolver:
         rtol: float | Tensor,
         atol: float | Tensor,
         norm: Callable[[Tensor], float],
-        rounds: int = 40,
+        rounds: int = 50,
         accuracy: float = 0.02,
     ):
         self.rhs, self.rtol, self.atol, self.norm = rhs, rtol, atol, norm
@@ -131,7 +129,7 @@ class IntervalSolver:
         if guess is not None:
             d = basis.fit @ (half * guess - g0)
         eps = torch.finfo(like.dtype).eps
-        last, before, contraction, newton, worse = math.inf, 1.0, math.inf, False, 0
+        last, before, newton, worse = math.inf, 1.0, False, 0
         for rounds in range(1, self.rounds + 1):
             y = base + basis.rise @ d
             k = self.rhs.batched(times, y)
@@ -145,8 +143,6 @@ class IntervalSolver:
             if not math.isfinite(size):
                 return Outcome(None, False, rounds=rounds, newton=newton)
             rate = size / last if math.isfinite(last) else 1.0
-            if not newton and rounds > 1:
-                contraction = rate
             rounding = 10 * eps * self.norm(y.abs().amax(0) / scale)
             worst = max(rate, before, 0.1)  # it may fall and rise again
             rest, before = size * min(worst / max(1 - worst, 0.1), 10.0), rate
@@ -154,9 +150,9 @@ class IntervalSolver:
             tail, decay = self._tail(found, scale)
             piece = Piece(basis, t0, h, y0, k, found)
             if done:
-                return Outcome(piece, True, tail, decay, contraction, rounds, newton)
+                return Outcome(piece, True, tail, decay, rounds, newton)
             if enough is not None and tail > 2 * enough and size < 0.1 * tail:
-                return Outcome(piece, False, tail, decay, contraction, rounds, newton)
+                return Outcome(piece, False, tail, decay, rounds, newton)
             worse = worse + 1 if rate > 1 and rounds > 1 else 0
             if worse > (1 if newton else 3):
                 break
@@ -165,7 +161,7 @@ class IntervalSolver:
             newton = newton or corrected is not None
             d = found if corrected is None else d + corrected
             last = size
-        return Outcome(None, False, contraction=contraction, rounds=rounds, newton=newton)
+        return Outcome(None, False, rounds=rounds, newton=newton)
 
     def _collocated_twice(
         self, basis: Basis, k: Tensor, d: Tensor, base: Tensor, half: float
