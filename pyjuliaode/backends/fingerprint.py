@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..problem import Problem
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _EVERYWHERE = (
     nn.modules.module._global_forward_hooks,
@@ -88,3 +90,15 @@ class Kinds:
             list(map(_KIND, self._tensors)) == self._kinds
             and list(map(Tensor.stride, self._tensors)) == self._strides
         )
+
+
+def same_params(problem: Problem, params: tuple[Tensor, ...], everything: bool) -> bool:
+    """Whether the problem's parameters are still ``params``: ``everything`` that its unchanged
+    module has, which the problem then need not look for, or those that the user listed.
+    """
+    if problem.explicit_params is None:
+        if everything:
+            problem.__dict__["params"] = params  # a search through the modules is saved
+        return everything
+    asked = problem.explicit_params
+    return len(asked) == len(params) and all(map(is_, asked, params))

@@ -76,7 +76,7 @@ function convolution_back!(op::Op, table, m::Arena{T}, scalars) where {T}
             W, terms, 1, dy + i * rows[2] * L * sizeof(T), taps, terms, g.width * L
         )
     end
-    run || spread!(op, table, m, dx, g.channels * g.height * g.width, scalars)
+    run || spread_lanes!(dx, op.x, table, m, g.channels * g.height * g.width, scalars)
     return nothing
 end
 
@@ -101,11 +101,7 @@ function padded_input(op::Op, g::Geometry, table, m::Arena{T}) where {T}
     if op.x.first >= 0
         x = feature(m.A, op.x.first, L)
     else
-        x = m.room + room_of(op, table, L)[1] * sizeof(T)
-        for j in 0:(n - 1)
-            id, to = number(op.x, table, j), feature(x, j, L)
-            id >= 0 ? copy_lanes!(to, feature(m.A, id, L), L) : fill_lanes!(to, unsafe_load(m.S, -id), L)
-        end
+        x = collect_lanes!(m.room + room_of(op, table, L)[1] * sizeof(T), op.x, table, m, n)
     end
     plain(g) && return x
     return pad!(m.room, x, g.channels, (g.height, g.width), g.before, padded(g), L)
@@ -143,18 +139,4 @@ function turned!(to::Ptr{T}, op::Op, g::Geometry, m::Arena{T}) where {T}
         )
     end
     return to
-end
-
-"Cotangents dx of the operand, added where its features are."
-function spread!(op::Op, table, m::Arena{T}, dx, n, scalars) where {T}
-    L = m.L
-    for j in 0:(n - 1)
-        id, d = number(op.x, table, j), feature(dx, j, L)
-        if id >= 0
-            add_lanes!(feature(m.dA, id, L), d, L)
-        elseif scalars
-            add_sum!(m.dS, -id, d, L, one(T))
-        end
-    end
-    return nothing
 end

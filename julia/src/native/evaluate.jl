@@ -62,31 +62,14 @@ end
         unsafe_copyto!(out, feature(m.A, tape.result.first, L), n * L)
         return nothing
     end
-    for j in 0:(n - 1)
-        id = number(tape.result, tape.table, j)
-        y = feature(out, j, L)
-        if id >= 0
-            unsafe_copyto!(y, feature(m.A, id, L), L)
-        else
-            fill_lanes!(y, unsafe_load(m.S, -id), L)
-        end
-    end
+    collect_lanes!(out, tape.result, tape.table, m, n)
     return nothing
 end
 
 "Cotangents of the result, given as sample features, into those of the arena, which is cleared."
 @inline function result_back!(dout::Ptr{T}, tape::Tape, m::Arena{T}, scalars) where {T}
-    n, L = sample(tape), m.L
-    fill_lanes!(m.dA, zero(T), tape.features * L)
-    for j in 0:(n - 1)
-        id = number(tape.result, tape.table, j)
-        dy = feature(dout, j, L)
-        if id >= 0
-            add_lanes!(feature(m.dA, id, L), dy, L)
-        elseif scalars
-            add_sum!(m.dS, -id, dy, L, one(T))
-        end
-    end
+    fill_lanes!(m.dA, zero(T), tape.features * m.L)
+    spread_lanes!(dout, tape.result, tape.table, m, sample(tape), scalars)
     return nothing
 end
 

@@ -125,6 +125,28 @@ end
     return nothing
 end
 
+"An operand's n numbers, which may repeat features or be constant, in one run at `to`."
+@inline function collect_lanes!(to::Ptr{T}, x::Operand, table, m::Arena{T}, n) where {T}
+    for j in 0:(n - 1)
+        id, out = number(x, table, j), feature(to, j, m.L)
+        id >= 0 ? copy_lanes!(out, feature(m.A, id, m.L), m.L) : fill_lanes!(out, unsafe_load(m.S, -id), m.L)
+    end
+    return to
+end
+
+"And back: their cotangents dx, added where they are; `scalars`: to those of S too."
+@inline function spread_lanes!(dx::Ptr{T}, x::Operand, table, m::Arena{T}, n, scalars) where {T}
+    for j in 0:(n - 1)
+        id, d = number(x, table, j), feature(dx, j, m.L)
+        if id >= 0
+            add_lanes!(feature(m.dA, id, m.L), d, m.L)
+        elseif scalars
+            add_sum!(m.dS, -id, d, m.L, one(T))
+        end
+    end
+    return nothing
+end
+
 "out += a x"
 @inline function add_lanes!(out::Ptr{T}, x::Ptr{T}, n, a::T = one(T)) where {T}
     @simd ivdep for l in 1:n

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from operator import is_
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ....problem import Problem
 from ....rhs import RHS, PerFunction
 from ...autocast import AutocastField
-from ...fingerprint import Fingerprint, Kinds, hooked
+from ...fingerprint import Fingerprint, Kinds, hooked, same_params
 from ..runtime import Runtime
 from ..workspace import acquire, give_back
 from .builder import Untranslatable
@@ -71,12 +70,7 @@ class NativeField:
         """
         if not (self._seen.unchanged() and self._kinds.unchanged()):
             return False
-        if problem.explicit_params is None:
-            if self._all:
-                problem.__dict__["params"] = self.params  # a search through the modules is saved
-            return self._all
-        asked = problem.explicit_params
-        return len(asked) == len(self.params) and all(map(is_, asked, self.params))
+        return same_params(problem, self.params, self._all)
 
     def pays(self) -> bool:
         """Whether it is quicker than callbacks are with torch's threads."""

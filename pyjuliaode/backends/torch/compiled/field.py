@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from ....errors import UnsupportedError, warn
 from ....problem import Problem
 from ....rhs import PerFunction
 from ...autocast import AutocastField
-from ...fingerprint import Fingerprint, hooked
+from ...fingerprint import Fingerprint, hooked, same_params
 from ...tableau import Tableau
 from .functions import flat_field, product_function, start_function, step_function, vjp_function
 from .program import CannotCompile, Program
@@ -39,14 +38,9 @@ class CompiledField:
             return False
         if not all(program.readable() for program in self._programs.values()):
             return False
-        if problem.explicit_params is None:
-            if self._all:
-                problem.__dict__["params"] = self._params  # a search through the modules is saved
-            return self._all
-        asked = problem.explicit_params
-        return (
-            not self._all and len(asked) == len(self._params) and all(map(is_, asked, self._params))
-        )
+        if problem.explicit_params is not None and self._all:
+            return False
+        return same_params(problem, self._params, self._all)
 
     def start(self, problem: Problem, *inputs: Tensor) -> Program:
         """What chooses the first step, see :func:`start_function`."""
