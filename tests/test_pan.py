@@ -399,6 +399,35 @@ def test_a_stiff_relaxation_and_a_stiff_oscillator():
     assert sol.stats.sequential_forward < 1000  # an explicit method needs 6000 for stability
 
 
+class Switched(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1.3, dtype=F64))
+
+    def forward(self, t, y):
+        return torch.where(t < 0.5, self.a * y, -2 * self.a * y * y)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "gauss"])
+def test_intervals_end_on_discontinuities(adjoint):
+    """y = y0 e^(a t), then y' = -2 a y^2: y = 1 / (e^(-a/2) / y0 + 2 a (t - 1/2))."""
+    f, t = Switched(), torch.tensor([0.0, 0.2, 0.5, 1.0], dtype=F64)
+    y0 = torch.tensor([0.7, 1.0], dtype=F64, requires_grad=True)
+    jump = {"jump_t": [0.5], "step_t": [0.8]}
+    sol = pjo.solve(f, y0, t, pan(1e-11, adjoint=adjoint, **jump))
+    expected = 1 / (torch.exp(-f.a / 2) / y0 + f.a)
+    torch.testing.assert_close(sol.y[-1], expected, rtol=1e-10, atol=0)
+    found = torch.autograd.grad(sol.y[-1].sum(), (y0, f.a))
+    wanted = torch.autograd.grad(expected.sum(), (y0, f.a))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=0)  # ten times the tolerance and more
+    assert {0.5, 0.8} <= set(sol.step_t)
+    plain = pjo.solve(f, y0.detach(), t, pan(1e-11))
+    assert plain.stats.sequential_forward > 5 * sol.stats.sequential_forward
+    back = pjo.solve(f, sol.y[-1].detach(), t.flip(0), pan(1e-11, jump_t=[0.5]))
+    torch.testing.assert_close(back.y[-1], y0.detach(), rtol=1e-9, atol=0)
+
+
 def test_what_has_no_solution_is_an_error():
     y0 = torch.ones(1, dtype=F64)
     with pytest.raises(pjo.SolverError, match=r"ConvergenceFailure.* at t = (1\b|0\.999)"):

@@ -12,24 +12,30 @@ from ..errors import InvalidArgumentError, unknown_name
 from .problems import Problem
 
 # What ``--competitors`` takes, with the names in tables. "julia" calls the field in Python,
-# "native" runs it in Julia; "compiled" is torch with compiled steps.
+# "native" runs it in Julia; "compiled" is torch with compiled steps, "pan" its method that is
+# parallel in time.
 PACKAGES = {
     "torch": "pyjuliaode torch",
     "compiled": "pyjuliaode torch compiled",
+    "pan": "pyjuliaode pan",
     "julia": "pyjuliaode julia",
     "native": "pyjuliaode julia native",
     "torchdiffeq": "torchdiffeq",
     "torchode": "torchode",
     "diffrax": "diffrax",
 }
-OWN = ("torch", "compiled", "julia", "native")
+OWN = ("torch", "compiled", "pan", "julia", "native")
 IN_JULIA = ("julia", "native")
 BASE = "torchdiffeq"  # what ratios are taken to
 
 # The first method of a package, and its first gradient, stand for it in the overview.
-_METHODS = {package: ("dopri5", "tsit5") for package in PACKAGES} | {"torchdiffeq": ("dopri5",)}
+_METHODS = {package: ("dopri5", "tsit5") for package in PACKAGES} | {
+    "pan": ("pan",),
+    "torchdiffeq": ("dopri5",),
+}
 _STIFF_METHODS = {
     "torch": ("BDF", "Radau"),
+    "pan": ("pan",),
     "julia": ("Rodas5P", "FBDF"),
     "native": ("Rodas5P", "FBDF"),
     "torchdiffeq": ("BDF", "Radau"),
@@ -39,6 +45,7 @@ SCIPY_METHODS = ("BDF", "Radau")
 _ADJOINTS = {
     "torch": ("direct", "direct checkpointed", "interpolating", "gauss", "backsolve"),
     "compiled": ("direct checkpointed", "gauss"),
+    "pan": ("direct", "gauss"),
     "julia": ("direct", "gauss", "interpolating"),
     "native": ("direct", "gauss"),
     "torchdiffeq": ("odeint", "odeint_adjoint"),
@@ -73,6 +80,8 @@ class Competitor:
     @property
     def solver(self) -> str:
         """Package and method, as tables call them."""
+        if self.package == "pan":  # which is the method's name too
+            return PACKAGES[self.package]
         scipy = " (SciPy)" if self.method in SCIPY_METHODS else ""
         return f"{PACKAGES[self.package]} {self.method}{scipy}"
 

@@ -21,6 +21,7 @@ Result = Mapping[str, Any]
 STYLES = {
     "torch": ("#0072B2", "o"),
     "compiled": ("#56B4E9", "P"),
+    "pan": ("#8C510A", "*"),
     "julia": ("#E69F00", "s"),
     "native": ("#D55E00", "D"),
     "torchdiffeq": ("#000000", "X"),

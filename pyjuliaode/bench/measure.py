@@ -58,7 +58,9 @@ class Row:
         error: relative, of the states or of the gradient; None where it was not measured.
         nfe_forward: evaluations of the forward solve.
         nfe_backward: vector-Jacobian products; None where they cannot be counted.
-        own_cost: bare seconds of these evaluations in torch, where they are torch's.
+        calls_forward, calls_backward: how many of these were made one after another; one call of
+            method "pan" evaluates at many times.
+        own_cost: bare seconds of these evaluations in torch, where they are torch's and one by one.
         compile_seconds: what was compiled before.
     """
 
@@ -70,6 +72,8 @@ class Row:
     error: float | None
     nfe_forward: int
     nfe_backward: int | None = None
+    calls_forward: int | None = None
+    calls_backward: int | None = None
     own_cost: float | None = None
     compile_seconds: float | None = None
 
@@ -149,13 +153,14 @@ def bare_costs(problem: Problem) -> dict[str, Task]:
 
 def count_evaluations(
     problem: Problem, who: Competitor, tol: float, backward: bool = True
-) -> tuple[int, int | None]:
-    """Evaluations of the forward solve, and vector-Jacobian products of the backward one.
+) -> dict[str, int | None]:
+    """Evaluations of the forward solve, and vector-Jacobian products of the backward one, by the
+    names of :class:`Row`.
 
-    The second is None without ``backward``, and of compiled code, where nothing counts them.
+    Products are None without ``backward``, and of compiled code, where nothing counts them.
     """
     if who.package == "diffrax":
-        return jax_solver.count_evaluations(problem, who, tol), None
+        return _one_by_one(jax_solver.count_evaluations(problem, who, tol), None)
     y0 = problem.y0.detach().clone().requires_grad_(backward)
     calls = 0
 
@@ -175,10 +180,21 @@ def count_evaluations(
         for hook in hooks:
             hook.remove()
     if stats is not None:
-        return stats.nfe_forward, stats.nfe_backward if backward else None
+        return {
+            "nfe_forward": stats.nfe_forward,
+            "nfe_backward": stats.nfe_backward if backward else None,
+            "calls_forward": stats.sequential_forward,
+            "calls_backward": stats.sequential_backward if backward else None,
+        }
     if not backward:
-        return in_forward, None
-    return in_forward, in_forward if who.keeps_graph else calls - in_forward
+        return _one_by_one(in_forward, None)
+    return _one_by_one(in_forward, in_forward if who.keeps_graph else calls - in_forward)
+
+
+def _one_by_one(forward: int, backward: int | None) -> dict[str, int | None]:
+    """The counts of a package that evaluates once in a call."""
+    nfe = {"nfe_forward": forward, "nfe_backward": backward}
+    return {**nfe, "calls_forward": forward, "calls_backward": backward}
 
 
 def count_products(task: Task) -> Counter[str]:
@@ -201,7 +217,7 @@ def count_products(task: Task) -> Counter[str]:
 
 def own_cost(row: Row, entry: Entry, bare: Mapping[str, float]) -> float | None:
     """Bare seconds of the evaluations of a row; None where they were not torch's own."""
-    if entry.who.package in ("compiled", "native", "diffrax"):
+    if entry.who.package in ("compiled", "pan", "native", "diffrax"):
         return None
     # Where the graph is kept, a product includes its evaluation; else that came before it.
     keeps_graph = row.what == "gradient" and entry.who.keeps_graph
@@ -251,7 +267,7 @@ def admit(
             continue
         found.entries.append(entry)
         compiled = entry.compile_seconds
-        row = Row(what, who.package, entry.label, tol, 0.0, error, *nfe, compile_seconds=compiled)
+        row = Row(what, who.package, entry.label, tol, 0.0, error, **nfe, compile_seconds=compiled)
         found.rows.append(row)
     return found
 

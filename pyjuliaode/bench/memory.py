@@ -25,7 +25,7 @@ PACKAGES = (*OWN, "torchdiffeq", "torchode")  # diffrax allocates in another way
 
 def by_steps(packages: Sequence[str]) -> list[Competitor]:
     """Every adjoint of the packages that take rk4 in fixed steps."""
-    chosen = [p for p in PACKAGES if p in packages and p not in ("compiled", "torchode")]
+    chosen = [p for p in PACKAGES if p in packages and p not in ("compiled", "pan", "torchode")]
     return gradients(wide(batch=1), chosen, "rk4")
 
 

@@ -11,6 +11,7 @@ from .measure import Row
 Result = Mapping[str, Any]
 Curve = list[tuple[float, float]]  # of (error, seconds), from loose to tight
 WHATS = ("forward", "gradient")
+GROWTH_COUNTS = "NFE, forward + backward; calls/NFE where a call evaluates more than once"
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
@@ -136,8 +137,12 @@ def _details(problem: Result) -> list[str]:
 
 
 def equal_tolerance_table(problem: Result) -> str:
-    """Competitors at the problem's tolerance; ratios below 1 are faster than the other."""
-    header = ["", "ms", "NFE forward", "NFE backward", "relative error", "/ own evaluations"]
+    """Competitors at the problem's tolerance; ratios below 1 are faster than the other.
+
+    Calls are one after another, NFE all evaluations in them.
+    """
+    header = ["", "ms", "calls forward", "NFE forward", "calls backward", "NFE backward"]
+    header += ["relative error", "/ own evaluations"]
     bases = ["odeint", "odeint_adjoint"]
     lines = []
     for what in WHATS:
@@ -151,14 +156,17 @@ def equal_tolerance_table(problem: Result) -> str:
                 [
                     f"{what}: {r.label}",
                     _ms(r.seconds),
-                    r.nfe_forward,
-                    "" if r.nfe_backward is None else r.nfe_backward,
+                    *("" if n is None else n for n in _counts(r)),
                     f"{r.error:.1e}",
                     "" if r.overhead is None else f"{r.overhead:.2f}",
                     *(_ratio(r.seconds, theirs.get(base)) for base in bases),
                 ]
             )
     return table([*header, *(f"/ {BASE} {base}" for base in bases)], lines)
+
+
+def _counts(row: Row) -> tuple[int | None, ...]:
+    return row.calls_forward, row.nfe_forward, row.calls_backward, row.nfe_backward
 
 
 def equal_error_table(problem: Result) -> str:
@@ -188,7 +196,8 @@ def growth_markdown(result: Result) -> str:
     for quantity in dict.fromkeys(point["quantity"] for point in result["points"]):
         points = [point for point in result["points"] if point["quantity"] == quantity]
         for what in WHATS:
-            parts += [f"**{what.capitalize()}**, by {quantity}: ms (NFE)", _growth(points, what)]
+            title = f"**{what.capitalize()}**, by {quantity}: ms ({GROWTH_COUNTS})"
+            parts += [title, _growth(points, what)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -207,8 +216,9 @@ def _growth_cell(rows: Mapping[str, Row], package: str) -> str:
     row = rows.get(package)
     if row is None:
         return "-"
-    counts = (row.nfe_forward, row.nfe_backward)
-    return f"{_ms(row.seconds)} ({' + '.join(str(n) for n in counts if n is not None)})"
+    total = ((row.calls_forward, row.nfe_forward), (row.calls_backward, row.nfe_backward))
+    counts = (str(n) if calls in (None, n) else f"{calls}/{n}" for calls, n in total if n)
+    return f"{_ms(row.seconds)} ({' + '.join(counts)})"
 
 
 def memory_markdown(result: Result) -> str:

@@ -34,7 +34,7 @@ def _own(problem: Problem, who: Competitor, tol: float, dt: float | None) -> Sol
         options["solver"] = who.method
     elif who.package == "compiled":
         options["compile"] = True
-    elif adjoint == "direct" and not in_julia:
+    elif adjoint == "direct" and who.package == "torch":
         options["checkpoint"] = bool(replay)
     chosen = Solver(
         method="scipy_solver" if "solver" in options else who.method,

@@ -156,6 +156,7 @@ class Outcome:
         states: at the output times, shape (T, N), float64 on the CPU.
         gradient: None where the competitor finds none.
         nfe_forward, nfe_backward: evaluations, and vector-Jacobian products.
+        alongside_forward, alongside_backward: how many of these were made in one call with another.
         n_accepted, n_rejected: steps of the forward solve; None where the package hides them.
         seconds_forward, seconds_backward: wall-clock time.
         retcode: how the solve ended.
@@ -169,6 +170,8 @@ class Outcome:
     seconds_backward: float | None
     n_accepted: int | None = None
     n_rejected: int | None = None
+    alongside_forward: int = 0
+    alongside_backward: int = 0
     retcode: str = "Success"
 
 

@@ -278,6 +278,8 @@ def _judge(
         gradient_units=gradient,
         nfe_forward=outcome.nfe_forward,
         nfe_backward=outcome.nfe_backward,
+        alongside_forward=outcome.alongside_forward,
+        alongside_backward=outcome.alongside_backward,
         n_accepted=outcome.n_accepted,
         n_rejected=outcome.n_rejected,
         seconds_forward=outcome.seconds_forward,

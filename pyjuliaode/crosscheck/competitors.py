@@ -81,6 +81,8 @@ class Own:
             seconds_backward=done - solved,
             n_accepted=stats.n_accepted,
             n_rejected=stats.n_rejected,
+            alongside_forward=stats.alongside_forward,
+            alongside_backward=stats.alongside_backward,
             retcode=str(solution.retcode),
         )
 

@@ -52,6 +52,7 @@ class Row:
         gradient_y0, gradient_params: relative errors of the gradients of the loss.
         gradient_units: the larger of them in units of tolerance.
         nfe_forward, nfe_backward: evaluations, and vector-Jacobian products.
+        alongside_forward, alongside_backward: how many of these were made in one call with another.
         n_accepted, n_rejected: steps; None where the package hides them.
         seconds_forward, seconds_backward: wall-clock time of one run after two others.
         retcode: how the solve ended.
@@ -73,6 +74,8 @@ class Row:
     gradient_units: float | None = None
     nfe_forward: int | None = None
     nfe_backward: int | None = None
+    alongside_forward: int = 0
+    alongside_backward: int = 0
     n_accepted: int | None = None
     n_rejected: int | None = None
     seconds_forward: float | None = None
@@ -83,6 +86,15 @@ class Row:
     @property
     def label(self) -> str:
         return label(self.backend, self.native)
+
+    @property
+    def calls(self) -> tuple[int | None, int | None]:
+        """Evaluations, and products, one after another."""
+        forward, backward = self.nfe_forward, self.nfe_backward
+        return (
+            None if forward is None else forward - self.alongside_forward,
+            None if backward is None else backward - self.alongside_backward,
+        )
 
     @property
     def who(self) -> str:
@@ -123,7 +135,7 @@ class CrossCheck:
     def table(self) -> str:
         """A Markdown table with aligned columns; what was not run, by its reason, below it."""
         header = ["", "tol", "state error", "at t", "units", "gradient error", "units"]
-        header += ["NFE", "steps", "seconds", "status"]
+        header += ["calls", "NFE", "steps", "seconds", "status"]
         ran = [row for row in self.rows if row.status != NOT_RUN]
         left_out: dict[str, dict[str, None]] = {}
         for row in self.rows:
@@ -144,7 +156,8 @@ class CrossCheck:
             f"{len(problem['t'])} outputs.",
             f"**{'Agreement' if self.agrees else 'Disagreement'}.** {self.verdict.sentence}",
             self.table().rstrip(),
-            "NFE, steps and seconds: forward + backward, accepted + rejected, forward + backward. "
+            "Calls (one after another), NFE (all evaluations in them) and seconds: forward + "
+            "backward; steps: accepted + rejected. "
             "Seconds are of one run; `pyjuliaode bench` measures.",
             ", ".join(f"{name} {version}" for name, version in versions.items()),
         ]
@@ -236,6 +249,7 @@ def _cells(row: Row) -> list[str]:
         _shown(row.state_units, ".2g"),
         _shown(max(gradients, default=None), ".1e"),
         _shown(row.gradient_units, ".2g"),
+        _sum(*row.calls, "d"),
         _sum(row.nfe_forward, row.nfe_backward, "d"),
         _sum(row.n_accepted, row.n_rejected, "d"),
         _sum(row.seconds_forward, row.seconds_backward, ".2g"),

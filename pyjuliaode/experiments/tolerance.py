@@ -68,6 +68,8 @@ class NFEvsTolerance(Study):
             "tol": tol,
             "nfe_forward": stats.nfe_forward,
             "nfe_backward": stats.nfe_backward,
+            "sequential_forward": stats.sequential_forward,
+            "sequential_backward": stats.sequential_backward,
             "error": ((found - h).norm() / h.norm()).item(),
             "gradient_error": ((found_gradient - gradient).norm() / gradient.norm()).item(),
             "backend": stats.backend,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from ...rhs import RHS
 from ...solution import Retcode, SolveStats
 from ..runge_kutta import Sides, Step, Stepper
 from .callbacks import Callbacks
-from .control import Control, StepFailure, resolution
+from .control import Control, StepFailure, between, resolution
 
 
 class AdaptiveRK:
@@ -34,7 +33,7 @@ class AdaptiveRK:
     ):
         self.rhs, self.stepper, self.control = rhs, stepper, control
         self.stats, self.callbacks, self.sides = stats, callbacks, sides
-        self.stops = sorted({*stops, *sides.jumps})
+        self.stops = {*stops, *sides.jumps}
         self.h: float | None = None  # the size that the controller wants next
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[Step]:
@@ -43,7 +42,7 @@ class AdaptiveRK:
         if f0 is None:
             f0 = self._slope(t0, t1, y)
         self.stepper.start(f0)
-        marks = [*self._between(t0, t1), t1]
+        marks = [*between(self.stops, t0, t1), t1]
         if self.h is None:
             room = abs(marks[0] - t0)
             self.h = self.stepper.initial_step(self.control, t0, y, f0, direction, room)
@@ -57,11 +56,6 @@ class AdaptiveRK:
                     return
                 slope = None if self.sides.apart(t) else self.stepper.next_slope()
                 self.stepper.start(self._slope(t, t1, y) if slope is None else slope)
-
-    def _between(self, t0: float, t1: float) -> list[float]:
-        low, high = min(t0, t1), max(t0, t1)
-        inside = [s for s in self.stops[bisect_right(self.stops, low) :] if s < high]
-        return inside if t1 > t0 else inside[::-1]
 
     def _slope(self, t: float, t1: float, y: Tensor) -> Tensor:
         return self.rhs(self.sides.after(t, t1, self.stepper.clock), y)

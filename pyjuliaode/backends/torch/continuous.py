@@ -285,8 +285,8 @@ class _Sweep:
     def _pan_quadrature(self, step: PanStep) -> None:
         """By the nodes of the interval, in one batched product."""
         piece = step.piece
-        times = piece.times(self.rhs.time_dtype).to(piece.y0.device)
-        products = self.rhs.pullback(times, self.dense.at_all(times.tolist()))
+        states = self.dense.at_all(piece.times.tolist())
+        products = self.rhs.pullback(piece.times, states)
         weights = piece.basis.weights.to(piece.y0)[:, None]
         grads = products((-0.5 * piece.h) * weights * piece.nodes(), params=True)
         for total, g in zip(self.totals, grads, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -117,6 +117,12 @@ class Control:
         else:
             h1 = (0.01 / max(d1, d2)) ** (1.0 / self.order)
         return min(100 * h0, h1)
+
+
+def between(times: Iterable[float], t0: float, t1: float) -> list[float]:
+    """Those strictly between t0 and t1, in the order in which they are met."""
+    low, high = min(t0, t1), max(t0, t1)
+    return sorted((t for t in times if low < t < high), reverse=t1 < t0)
 
 
 def resolution(t: float) -> float:

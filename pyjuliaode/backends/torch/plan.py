@@ -42,7 +42,7 @@ _KNOWN = {
     "scipy": {"solver", "min_step", "max_step", "first_step"},
     "pan": {
         *("num_coeffs", "num_points", "max_coeffs", "max_iters", "coarse_steps"),
-        *("step_size", "first_step", "max_step"),
+        *("step_size", "first_step", "max_step", "step_t", "jump_t"),
     },
 }
 
@@ -132,6 +132,10 @@ class Plan:
         jumps = _times_option(self.options.get("jump_t"))
         return Sides(dtype, frozenset(jumps), bool(self.options.get("perturb", False)))
 
+    @property
+    def _step_t(self) -> list[float]:
+        return _times_option(self.options.get("step_t"))
+
     def control(self) -> Control:
         o = self.options
         given = {k: float(o[k]) for k in ("safety", "ifactor", "dfactor") if k in o}
@@ -181,8 +185,12 @@ class Plan:
                 raise UnsupportedError(
                     "method 'pan' solves real states: torch.view_as_real makes a real one of y0"
                 )
-            options = {**self.options, "step_size": self.dt}
-            return PanStream(rhs, stats, self.rtol, self.atol, self.norm, self.max_steps, options)
+            return PanStream(
+                *(rhs, stats, self.rtol, self.atol, self.norm, self.max_steps),
+                {**self.options, "step_size": self.dt},
+                self.sides(rhs.time_dtype),
+                [*stops, *self._step_t],
+            )
         if graph:
             stepper: Stepper = GraphStepper(rhs, self.tableau, clock)
         elif compiled is not None:
@@ -192,7 +200,7 @@ class Plan:
         sides = self.sides(rhs.time_dtype)
         if self.kind == "fixed":
             return FixedRK(rhs, stepper, stats, self.max_steps, sides, callbacks)
-        stops = [*stops, *_times_option(self.options.get("step_t"))]
+        stops = [*stops, *self._step_t]
         return AdaptiveRK(rhs, stepper, self.control(), stats, sides, callbacks, stops)
 
 

@@ -126,7 +126,7 @@ class _Sweep:
         rows = torch.cat([lam[None], grad])
         v = half * basis.integrals_at(x).T @ rows
         transposed = half * basis.integrals.T
-        products = rhs.pullback(piece.times(rhs.time_dtype).to(lam.device), piece.nodes())
+        products = rhs.pullback(piece.times, piece.nodes())
         w, u = _solved(v, lambda w: products(w)[0], transposed, self.tol)
         for i, g in enumerate(products(w, params=True)):
             if g is not None:

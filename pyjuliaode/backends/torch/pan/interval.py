@@ -27,6 +27,7 @@ class Piece:
     """The trajectory over one interval, t0 to t0 + h.
 
     Attributes:
+        times: of the nodes, (M,); at an end that is a discontinuity the number next to it, within.
         k: slopes at the nodes, (M, N); the first is f(t0, y0).
         d: free coefficients, (n - 2, N).
     """
@@ -34,6 +35,7 @@ class Piece:
     basis: Basis
     t0: float
     h: float
+    times: Tensor
     y0: Tensor
     k: Tensor
     d: Tensor
@@ -41,11 +43,6 @@ class Piece:
     @property
     def t1(self) -> float:
         return self.t0 + self.h
-
-    def times(self, dtype: torch.dtype) -> Tensor:
-        """The nodes' times, (M,)."""
-        x = self.basis.x.double()
-        return (self.t0 + 0.5 * self.h * (x + 1)).to(dtype)
 
     def nodes(self) -> Tensor:
         """States at the nodes, (M, N)."""
@@ -112,17 +109,18 @@ class IntervalSolver:
         h: float,
         y0: Tensor,
         f0: Tensor,
+        times: Tensor,
         guess: Tensor | None = None,
         enough: float | None = 1.0,
     ) -> Outcome:
         """The interval from y0 with slope f0.
 
         Arguments:
+            times: of the nodes (M,), see :class:`Piece`.
             guess: slopes at the nodes (M, N) to begin with; default: f0 everywhere.
             enough: stop early where the tail is settled and larger than that; None: never.
         """
         like, half = y0, 0.5 * h
-        times = (t0 + half * (basis.x.to(F64) + 1)).to(like.device, self.rhs.time_dtype)
         g0 = half * f0
         base = y0 + g0 * (basis.x[:, None] + 1)
         d = torch.zeros(basis.n - 2, y0.numel(), dtype=like.dtype, device=like.device)
@@ -148,7 +146,7 @@ class IntervalSolver:
             rest, before = size * min(worst / max(1 - worst, 0.1), 10.0), rate
             done = rest <= self.accuracy or size <= rounding
             tail, decay = self._tail(found, scale)
-            piece = Piece(basis, t0, h, y0, k, found)
+            piece = Piece(basis, t0, h, times, y0, k, found)
             if done:
                 return Outcome(piece, True, tail, decay, rounds, newton)
             if enough is not None and tail > 2 * enough and size < 0.1 * tail:

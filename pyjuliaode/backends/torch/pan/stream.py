@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ....rhs import RHS, Time
 from ....solution import Retcode, SolveStats
-from ..control import StepFailure, resolution
-from .basis import Basis, basis
+from ...runge_kutta import Sides
+from ..control import StepFailure, between, resolution
+from .basis import F64, Basis, basis
 from .interval import IntervalSolver, Outcome, Piece
 
 LADDER = (6, 8, 12, 16, 24, 32, 48, 64, 96)
@@ -49,7 +50,8 @@ class PanStream:
     With ``num_coeffs`` the number of coefficients is fixed, with ``step_size`` the length of the
     intervals; what is not fixed follows the tolerances: an interval is accepted where the iteration
     has converged and the last coefficients are below the tolerance. One on which the iteration
-    does not converge is halved in any case.
+    does not converge is halved in any case. Intervals end on every time of ``stops`` and on the
+    discontinuities that ``sides`` knows: no polynomial converges across one.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class PanStream:
         norm: Any,
         max_steps: int,
         options: Mapping[str, Any],
+        sides: Sides,
+        stops: Sequence[float] = (),
     ):
         self.rhs, self.stats, self.max_steps = rhs, stats, max_steps
         self.solver = IntervalSolver(rhs, rtol, atol, norm, options.get("max_iters", 50))
@@ -71,27 +75,40 @@ class PanStream:
         self.largest = options.get("max_coeffs", 48)
         self.n = self.fixed or min(self._first_n(rtol), self.largest)
         self.h: float | None = options.get("first_step")
+        self.sides, self.stops = sides, {*stops, *sides.jumps}
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[PanStep]:
         """Yield intervals from t0 to t1; raise :class:`StepFailure` where there are none."""
         direction = 1.0 if t1 > t0 else -1.0
+        marks = [*between(self.stops, t0, t1), t1]
         t = t0
         with torch.no_grad():
-            f = self.rhs(t0, y) if f0 is None else f0.detach()
+            f = self._slope(t0, t1, y) if f0 is None else f0.detach()
             y = y.detach()
         if self.h is None:
-            self.h = self.length or self._first(t0, y, f, direction, abs(t1 - t0))
-        while t != t1:
-            with torch.no_grad():
-                piece = self._accepted(t, t1, y, f, direction)
-                reached = abs(piece.h) >= abs(t1 - t)
-                end, y1 = t1 if reached else piece.t1, piece.nodes()[-1]
-                step = PanStep(piece, t, end, y, y1)
-            yield step
-            t, y = end, y1
-            if t != t1:
+            self.h = self.length or self._first(t0, y, f, direction, abs(marks[0] - t0))
+        for mark in marks:
+            while t != mark:
                 with torch.no_grad():
-                    f = self.rhs(t, y)
+                    piece = self._accepted(t, mark, y, f, direction)
+                    reached = abs(piece.h) >= abs(mark - t)
+                    end, y1 = mark if reached else piece.t1, piece.nodes()[-1]
+                    step = PanStep(piece, t, end, y, y1)
+                yield step
+                t, y = end, y1
+                if t != t1:
+                    with torch.no_grad():
+                        f = self._slope(t, t1, y)
+
+    def _slope(self, t: float, t1: float, y: Tensor) -> Tensor:
+        return self.rhs(self.sides.after(t, t1, {}), y)
+
+    def _times(self, chosen: Basis, t: float, h: float, end: float) -> Tensor:
+        """Of the nodes."""
+        times = t + 0.5 * h * (chosen.x.to("cpu", F64) + 1)
+        before = self.sides.before(t, end, {})
+        times[0], times[-1] = self.sides.after(t, end, {}), end if before is None else before
+        return times.to(self.rhs.time_dtype)
 
     @staticmethod
     def _first_n(rtol: float | Tensor) -> int:
@@ -124,8 +141,10 @@ class PanStream:
             h, last = self._propose(t, t1)
             chosen = basis(self.n, self._points(), y.dtype, y.device)
             guess = self._guess(chosen, before, t, direction * h, y, f)
+            end = t1 if last else t + direction * h
+            times = self._times(chosen, t, direction * h, end).to(y.device)
             found = self.solver.solve(
-                chosen, t, direction * h, y, f, guess, None if self.fixed else SAFE
+                chosen, t, direction * h, y, f, times, guess, None if self.fixed else SAFE
             )
             if found.converged and (self.fixed or found.tail <= SAFE):
                 self.stats.n_accepted += 1
