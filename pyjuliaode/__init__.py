@@ -28,6 +28,7 @@ from .errors import PyJuliaODEError as PyJuliaODEError
 from .errors import SolverError as SolverError
 from .errors import UnsupportedError as UnsupportedError
 from .layer import NeuralODE as NeuralODE
+from .momentum import MomentumNet as MomentumNet
 from .solution import Retcode as Retcode
 from .solution import Solution as Solution
 from .solution import SolveStats as SolveStats
