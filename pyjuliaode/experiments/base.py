@@ -22,10 +22,11 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Defaults:
-    """What an experiment runs with where nothing else is said."""
+    """What an experiment runs with where nothing else is said; those that solve nothing have
+    neither ``tol`` nor ``method``."""
 
-    tol: float
-    method: str = "dopri5"
+    tol: float | None
+    method: str | None = "dopri5"
     model: str | None = None
     epochs: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +68,12 @@ class Experiment(ABC):
         """
         if epochs is not None and not self.trains:
             raise InvalidArgumentError(f"{self.name} trains nothing: it has no epochs")
+        if self.defaults.tol is None:
+            given = {"method": method, "tol": tol}
+            given |= {"adjoint": adjoint, "backend": backend}
+            named = [name for name, value in given.items() if value not in (None, "auto")]
+            if named:
+                raise InvalidArgumentError(f"{self.name} solves no ODE: it has no {named[0]}")
         config = RunConfig(
             experiment=self.name,
             model=self._model(model),

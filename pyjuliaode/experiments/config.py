@@ -20,7 +20,8 @@ class RunConfig:
         model: lower-case class name, or None where the experiment has no model to choose.
         seed: of the initial parameters and of the order of the samples.
         epochs: how long to train; None for experiments that train nothing.
-        method, tol, adjoint, backend: the solver; ``tol`` is both rtol and atol.
+        method, tol, adjoint, backend: the solver; ``tol`` is both rtol and atol. None, None, "auto"
+            and "auto" where nothing is solved.
         device: "cpu", "cuda", "cuda:1", ...
         settings: what else the experiment lets one choose.
     """
@@ -29,8 +30,8 @@ class RunConfig:
     model: str | None
     seed: int
     epochs: int | None
-    method: str
-    tol: float
+    method: str | None
+    tol: float | None
     adjoint: str = "auto"
     backend: str = "auto"
     device: str = "cpu"
@@ -39,7 +40,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
             raise InvalidArgumentError(f"epochs must be at least 1, got {self.epochs}")
-        if not 0 < self.tol < float("inf"):
+        if self.tol is not None and not 0 < self.tol < float("inf"):
             raise InvalidArgumentError(f"tol must be positive and finite, got {self.tol}")
         if not 0 <= self.seed < 2**63:
             raise InvalidArgumentError(f"seed must be a number from 0 to 2^63 - 1, got {self.seed}")

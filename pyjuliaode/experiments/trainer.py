@@ -44,7 +44,7 @@ class Task:
     """What is trained, on what.
 
     Attributes:
-        model: network whose ``stats`` are those of its last solve.
+        model: network; where it solves something, its ``stats`` are those of its last solve.
         loss: (output, target) -> scalar tensor, a mean over the samples.
         correct: (output, target) -> number of samples that are classified right.
         train, test: inputs and targets, first axis the samples.
@@ -198,13 +198,14 @@ class Trainer:
         start = time.perf_counter()
         self.model.train()
         seen = correct = batches = 0
-        loss, costs = 0.0, dict.fromkeys(COSTS, 0)
+        loss, costs = 0.0, {}
         for x, y in self._batches():
             output, value, stats = self._step(x, y)
             seen, batches = seen + len(x), batches + 1
             loss += value * len(x)
             correct += self.task.correct(output, y)
-            costs = {key: cost + getattr(stats, key) for key, cost in costs.items()}
+            if stats is not None:
+                costs = {key: costs.get(key, 0) + getattr(stats, key) for key in COSTS}
             for callback in self.callbacks:
                 callback.on_batch(self)
         seconds = time.perf_counter() - start
@@ -223,7 +224,7 @@ class Trainer:
         """One optimizer step; returns the output, the loss and the cost of the solve."""
         self.optimizer.zero_grad(set_to_none=True)
         output = self.model(x)
-        stats = self.model.stats
+        stats = getattr(self.model, "stats", None)
         loss = self.task.loss(output, y)
         value = loss.item()
         if value != value or abs(value) == float("inf"):
@@ -235,11 +236,8 @@ class Trainer:
         if self.task.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip)
         self.optimizer.step()
-        self.solver = {
-            "method": stats.method,
-            "adjoint": stats.adjoint,
-            "backend": stats.backend,
-        }
+        if stats is not None:
+            self.solver = {key: getattr(stats, key) for key in ("method", "adjoint", "backend")}
         return output.detach(), value, stats
 
     def _batches(self) -> Iterator[Samples]:
@@ -307,14 +305,13 @@ def _final(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         "epoch": n,
         **{key: last[key] for key in ("loss", "accuracy", "test_loss", "test_accuracy")},
         **{key: sum(record[key] for record in records) / n for key in COSTS if key in records[0]},
-        "nfe_forward_last": last["nfe_forward"],
-        "nfe_backward_last": last["nfe_backward"],
+        **{f"{key}_last": last[key] for key in ("nfe_forward", "nfe_backward") if key in last},
         "seconds": sum(record["seconds"] for record in records),
     }
 
 
 def _postfix(record: dict[str, Any]) -> str:
-    return (
-        f"loss {record['loss']:.4f}, test acc {record['test_accuracy']:.3f}, "
-        f"nfe {record['nfe_forward']:.0f} + {record['nfe_backward']:.0f}"
-    )
+    text = f"loss {record['loss']:.4f}, test acc {record['test_accuracy']:.3f}"
+    if "nfe_forward" in record:
+        text += f", nfe {record['nfe_forward']:.0f} + {record['nfe_backward']:.0f}"
+    return text

@@ -1,3 +1,3 @@
-"""Momentum residual networks (Sander, Ablin, Blondel and Peyré 2021): invertible, and exactly so."""
+"""Momentum residual networks (Sander, Ablin, Blondel and Peyré 2021), exactly invertible."""
 
 from .net import MomentumNet as MomentumNet
