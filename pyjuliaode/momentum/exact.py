@@ -82,7 +82,7 @@ class ExactState:
         if not math.isfinite(size):
             raise OverflowError("x or v is not finite")
         room = _ROOM.get(x.dtype, _ROOM_OF_OTHERS)
-        self.shift = 62 - room - max(math.frexp(size)[1], -10)
+        self.shift = min(62 - room - math.frexp(size)[1], 1000)
         self.x, self.v = self._integers(x, 1.0), self._integers(v, 1.0)
         self.bound_x = self.bound_v = LIMIT >> room
         self.word = torch.zeros_like(self.x)
