@@ -26,6 +26,7 @@ class RHS:
         self._problem = problem
         self.structure = problem.structure
         self.second_order = problem.second_order
+        self.linear = False  # that is, as far as is known
         self.time_dtype = problem.time_dtype
         self.device = problem.y0.device
         # a tensor state is unpacked by one view; None: a tuple, which its structure unpacks

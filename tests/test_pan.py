@@ -399,6 +399,33 @@ def test_a_stiff_relaxation_and_a_stiff_oscillator():
     assert sol.stats.sequential_forward < 1000  # an explicit method needs 6000 for stability
 
 
+@pytest.mark.parametrize("adjoint", ["direct", "gauss"])
+def test_gradients_of_a_stiff_relaxation(adjoint):
+    """y' = -a (y - cos t): y = (a^2 cos t + a sin t) / (a^2 + 1) + c e^(-a t)."""
+
+    class Relaxation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(2000.0, dtype=F64))
+
+        def forward(self, t, y):
+            return -self.a * (y - torch.cos(t))
+
+    f, y0 = Relaxation(), torch.tensor([1.5, 0.5], dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 1e-3, 1.0], dtype=F64)
+    sol = pjo.solve(f, y0, t, pan(1e-9, adjoint=adjoint))
+    s = t[1:, None]
+    forced = (f.a**2 * torch.cos(s) + f.a * torch.sin(s)) / (f.a**2 + 1)
+    expected = forced + (y0 - f.a**2 / (f.a**2 + 1)) * torch.exp(-f.a * s)
+    torch.testing.assert_close(sol.y[1:], expected, rtol=1e-8, atol=0)  # ten times the tolerance
+    found = torch.autograd.grad(sol.y[1:].sum(), (y0, f.a))
+    wanted = torch.autograd.grad(expected.sum(), (y0, f.a))
+    # of the size of 1e-4 is the second: 1e-9 of the state, times the time scale 1 / a
+    torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=1e-8)
+    torch.testing.assert_close(found[1], wanted[1], rtol=0, atol=1e-10)
+    assert sol.stats.sequential_backward < 500  # the explicit iteration alone takes thousands
+
+
 class Switched(nn.Module):
     def __init__(self):
         super().__init__()

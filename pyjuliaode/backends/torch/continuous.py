@@ -297,7 +297,7 @@ class _Sweep:
 class _AdjointField:
     """The adjoint right-hand side, in the shape of an RHS that steppers can call."""
 
-    second_order = False
+    second_order, linear = False, True
 
     def __init__(self, sweep: _Sweep):
         self.sweep, self.rhs = sweep, sweep.rhs
@@ -316,9 +316,6 @@ class _AdjointField:
     def into(self, row: Tensor, t: float, z: Tensor) -> bool:
         row.copy_(self(t, z))
         return False
-
-    def flat(self, t: Tensor, z: Tensor) -> Tensor:
-        raise NotImplementedError  # it is linear: the first stage of pan does without derivatives
 
     def batched(self, t: Tensor, z: Tensor) -> Tensor:
         """At M times at once, for kind "gauss": (M,), (M, N) -> (M, N)."""

@@ -27,10 +27,11 @@ from ..forward import Trace, run
 from ..plan import Plan
 from .basis import F64
 from .dense import PanOutput
-from .interval import Piece
+from .interval import DENSE_LINEAR, DENSE_UNKNOWNS, Piece
 from .krylov import gmres
 
 ROUNDS = 60  # products, after which GMRES takes over
+SLOW = 0.5  # contraction of the iteration that forming the matrix of a small state betters
 
 
 @dataclass
@@ -141,21 +142,26 @@ def _solved(
     if not bool(v.isfinite().all()):  # as backpropagation: NaN, for a gradient scaler to see
         return v, torch.full_like(v, torch.nan)
     w, last = v, math.inf
-    for _ in range(ROUNDS):
+    small = v.shape[1] <= DENSE_LINEAR and v.numel() <= DENSE_UNKNOWNS
+    for k in range(ROUNDS):
         u = pull(w)
         found = v + transposed @ u
         size, change = float(found.abs().max()), float((found - w).abs().max())
         w, u_of_last = found, u
         if change <= tol * size or (change <= 100 * tol * size and change >= last):
             return w, u_of_last
-        if not change < 2 * last:
+        if not change < 2 * last or (small and k > 0 and change > SLOW * last):
             break
         last = change
 
-    def apply(z: Tensor) -> Tensor:
-        return z - (transposed @ pull(z.view_as(v))).reshape(-1)
+    if small:
+        w = torch.linalg.solve(_matrix(v, pull, transposed), v.reshape(-1)).view_as(v)
+    else:
 
-    w = gmres(apply, v.reshape(-1), tol, 200).view_as(v)
+        def apply(z: Tensor) -> Tensor:
+            return z - (transposed @ pull(z.view_as(v))).reshape(-1)
+
+        w = gmres(apply, v.reshape(-1), tol, 200).view_as(v)
     u = pull(w)
     left = float((v + transposed @ u - w).abs().max()) / max(float(w.abs().max()), 1e-300)
     if not left < 100 * tol:
@@ -165,3 +171,12 @@ def _solved(
             Retcode.CONVERGENCE_FAILURE,
         )
     return w, u
+
+
+def _matrix(v: Tensor, pull: Callable[[Tensor], Tensor], transposed: Tensor) -> Tensor:
+    """Of w -> w - transposed J' w, (M N, M N)."""
+    units = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
+    j = torch.stack([pull(e.expand_as(v)) for e in units], dim=2)
+    a = -torch.einsum("im,mab->iamb", transposed, j).reshape(v.numel(), v.numel())
+    a.diagonal().add_(1.0)
+    return a

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from .krylov import gmres
 
 # Of a state of that many numbers, or for so many unknowns, Jacobians are formed.
 DENSE_STATE, DENSE_UNKNOWNS = 64, 800
+DENSE_LINEAR = 16  # the same of a linear field, a call for every number
 FAST = 0.3  # contraction of stage 1 that stage 2 would not better
 
 
@@ -205,14 +207,18 @@ class IntervalSolver:
         self, basis: Basis, times: Tensor, y: Tensor, half: float, step: Tensor
     ) -> Tensor:
         n, size = step.shape
-        if size <= DENSE_STATE and n * size <= DENSE_UNKNOWNS:
+        most = DENSE_LINEAR if self.rhs.linear else DENSE_STATE
+        if size <= most and n * size <= DENSE_UNKNOWNS:
             j = self._jacobians(times, y)
             a = -half * torch.einsum("im,mj,mab->iajb", basis.fit, basis.rise, j)
             a = a.reshape(n * size, n * size)
             a.diagonal().add_(1.0)
             return torch.linalg.solve(a, step.reshape(-1)).view_as(step)
 
-        push = self._pushforward(times, y)
+        if self.rhs.linear:  # it is its own derivative
+            push = partial(self.rhs.batched, times)
+        else:
+            push = self._pushforward(times, y)
 
         def apply(v: Tensor) -> Tensor:
             pushed = push(basis.rise @ v.view_as(step))
@@ -221,7 +227,11 @@ class IntervalSolver:
         return gmres(apply, step.reshape(-1), tol=0.1, most=20).view_as(step)
 
     def _jacobians(self, times: Tensor, y: Tensor) -> Tensor:
-        """(M, N, N), in one call."""
+        """(M, N, N)."""
+        if self.rhs.linear:
+            units = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
+            columns = [self.rhs.batched(times, e.expand_as(y)) for e in units]
+            return torch.stack(columns, dim=2)
         found = torch.func.vmap(torch.func.jacrev(self.rhs.flat, argnums=1))(times, y)
         self._count(y.numel())
         return found.detach()
