@@ -183,13 +183,15 @@ def write(summary: Mapping[str, Any], planned: Sequence[Planned], folder: RunFol
     text = markdown(summary)
     folder.write(f"{SUMMARY}.md", lambda path: path.write_text(text, encoding="utf-8"))
     records: dict[str, list[Any]] = {}
+    data = ""
     for run in planned:
         metrics = run.folder.read_metrics()
         if metrics is not None and metrics["status"] == "finished":
             records.setdefault(run.config.model, []).append(metrics["epochs"])
+            data = metrics["task"].get("data", "")
     if records:
         seeds = len({run.config.seed for run in planned})
-        title = f"{summary['experiment']}: mean and range over {seeds} seed(s)"
+        title = f"{data or summary['experiment']}: mean and range over {seeds} seed(s)"
         figure = plotting.comparison(records, title)
         folder.write(f"{SUMMARY}.png", lambda path: plotting.save(figure, path))
 
