@@ -28,6 +28,8 @@ MODEL_STYLES: dict[str, tuple[str, str, str]] = {
     "ghbnode": ("#009E73", (0, (5, 1)), "GHBNODE"),
     "nesterovnode": ("#D55E00", "-", "NesterovNODE"),
     "gnesterovnode": ("#CC79A7", (0, (5, 1)), "GNesterovNODE"),
+    "resnet": ("#000000", (0, (5, 1)), "ResNet"),
+    "momentum": ("#0072B2", "-", "Momentum ResNet"),
 }
 INNER_COLOUR, OUTER_COLOUR = "#D55E00", "#0072B2"
 FORWARD, BACKWARD = "#0072B2", "#E69F00"
@@ -95,17 +97,21 @@ def _line(model: str) -> dict[str, Any]:
 
 
 def training(records: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Loss, accuracy and NFE of one run, against epochs (above) and seconds (below)."""
+    """Loss, accuracy and NFE of one run, against epochs (above) and seconds (below).
+
+    NFE only where the records have them: a network without an ODE evaluates nothing.
+    """
+    panels = [_loss_panel, _accuracy_panel]
+    if any("nfe_forward" in record for record in records):
+        panels.append(_nfe_panel)
     with _style():
-        figure = _figure(7.2, 4.4)
-        axes = figure.subplots(2, 3, sharey="col")
+        figure = _figure(2.4 * len(panels), 4.4)
+        axes = figure.subplots(2, len(panels), sharey="col")
         epochs = [record["epoch"] for record in records]
         seconds = list(accumulate(record["seconds"] for record in records))
         for row, x, name in ((axes[0], epochs, "epoch"), (axes[1], seconds, "training time (s)")):
-            _loss_panel(row[0], x, records)
-            _accuracy_panel(row[1], x, records)
-            _nfe_panel(row[2], x, records)
-            for ax in row:
+            for panel, ax in zip(panels, row, strict=True):
+                panel(ax, x, records)
                 ax.set_xlabel(name)
         for ax in axes[0]:
             ax.legend(loc="best")
@@ -157,12 +163,12 @@ def _whole_ticks(ax: Axes) -> None:
 
 # ---------------------------------------------------------------- comparison
 
-_COMPARED = (
-    ("loss", "training loss"),
-    ("test_accuracy", "test accuracy"),
-    ("nfe_forward", "NFE forward"),
-    ("nfe_backward", "NFE backward"),
-)
+_COMPARED = {
+    "loss": "training loss",
+    "test_accuracy": "test accuracy",
+    "nfe_forward": "NFE forward",
+    "nfe_backward": "NFE backward",
+}
 
 
 def comparison(
@@ -170,20 +176,25 @@ def comparison(
 ) -> Figure:
     """Several models over their seeds: mean (line), lowest to highest seed (band).
 
+    A panel for each of the quantities that the records have; NFE are those of an ODE.
+
     Arguments:
         runs: per model, the records of each seed. A mean reaches as far as all seeds do.
     """
     with _style():
-        figure = _figure(7.2, 5.2)
-        axes = figure.subplots(2, 2)
-        for ax, (key, name) in zip(axes.flat, _COMPARED, strict=True):
+        records = [record for seeds in runs.values() for one in seeds for record in one]
+        shown = [key for key in _COMPARED if any(key in record for record in records)]
+        rows = max(1, math.ceil(len(shown) / 2))
+        figure = _figure(7.2, 0.4 + 2.4 * rows)
+        axes = figure.subplots(rows, 2, squeeze=False)
+        for ax, key in zip(axes.flat, shown, strict=False):
             for model, seeds in runs.items():
                 _mean_and_band(ax, model, seeds, key)
-            ax.set_ylabel(name)
+            ax.set_ylabel(_COMPARED[key])
             ax.set_xlabel("epoch")
             _whole_ticks(ax)
-        for ax in axes[1]:
-            ax.set_ylim(bottom=0)
+            if key.startswith("nfe"):
+                ax.set_ylim(bottom=0)
         _log_loss(axes[0, 0], _mean_losses(runs))
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
@@ -533,6 +544,36 @@ def scaling(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         axes[0].set_ylabel("seconds")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(methods))
+        figure.suptitle(title)
+        return figure
+
+
+def memory(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Peak memory (left) and seconds (right) of a gradient over the depth, a line for each way.
+
+    Arguments:
+        rows: each with "way", "depth", "mib", "seconds"; those without the number are left out.
+    """
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    panels = (("mib", "peak above the start (MiB)"), ("seconds", "seconds of one gradient"))
+    with _style():
+        figure = _figure(7.2, 3.9)
+        axes = figure.subplots(1, 2)
+        for ax, (key, name) in zip(axes, panels, strict=True):
+            for i, way in enumerate(ways):
+                own = [row for row in rows if row["way"] == way and (row[key] or 0) > 0]
+                style = {"color": _CYCLE[i % len(_CYCLE)], "marker": _MARKERS[i % len(_MARKERS)]}
+                style |= {"linestyle": "-" if "reversible" in way else "--", "label": way}
+                style |= {"linewidth": 2.8 - 0.25 * i}  # equal ones show one below the other
+                points = [(row["depth"], row[key]) for row in own]
+                if points:
+                    ax.plot(*zip(*points, strict=True), markersize=4, **style)
+            ax.set(xscale="log", yscale="log", xlabel="depth", ylabel=name)
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_formatter("{x:g}")
+            ax.xaxis.minorticks_off()
+        handles, labels = axes[1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
         figure.suptitle(title)
         return figure
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib
 
 import pytest
 import torch
 
-from pyjuliaode.data import digits, duffing, point_cloud, silverbox
+from pyjuliaode.data import digits, duffing, mnist, point_cloud, silverbox
 from pyjuliaode.errors import InvalidArgumentError
 
 silverbox_module = importlib.import_module("pyjuliaode.data.silverbox")
+mnist_module = importlib.import_module("pyjuliaode.data.mnist")
 
 
 @pytest.mark.parametrize("protocol", ["heavy-ball", "nesterov"])
@@ -124,3 +126,91 @@ def test_silverbox_refuses_a_file_that_is_no_table(tmp_path):
     (tmp_path / "SNLS80mV.csv.gz").write_bytes(b"not gzip")
     with pytest.raises(InvalidArgumentError, match="cannot read"):
         silverbox(tmp_path)
+
+
+def test_a_damaged_compressed_file_is_named(tmp_path):
+    whole = gzip.compress(bytes(1000))
+    (tmp_path / "SNLS80mV.csv.gz").write_bytes(whole[:15] + b"\xff" + whole[16:])
+    with pytest.raises(InvalidArgumentError, match=r"cannot read.*SNLS80mV\.csv\.gz"):
+        silverbox(tmp_path)
+
+
+def _write_idx(path, values, compress=False):
+    header = bytes([0, 0, 8, values.ndim])
+    header += b"".join(n.to_bytes(4, "big") for n in values.shape)
+    content = header + values.numpy().tobytes()
+    path.write_bytes(gzip.compress(content) if compress else content)
+    return content
+
+
+@pytest.fixture
+def small_mnist(monkeypatch, tmp_path):
+    """Writes a set of 6 + 4 images of 3 x 2 pixels, and has the loader expect it."""
+
+    def write(folder, compress=False):
+        folder.mkdir(parents=True, exist_ok=True)
+        expected = {}
+        for name in mnist_module.FILES:
+            n = 6 if name.startswith("train") else 4
+            shape = (n, 3, 2) if "images" in name else (n,)
+            generator = torch.Generator().manual_seed(len(expected))
+            high = 256 if "images" in name else 10
+            values = torch.randint(high, shape, generator=generator, dtype=torch.uint8)
+            path = folder / (f"{name}.gz" if compress else name)
+            content = _write_idx(path, values, compress)
+            expected[name] = (values, (shape, hashlib.md5(content).hexdigest()))
+        monkeypatch.setattr(mnist_module, "FILES", {k: v for k, (_, v) in expected.items()})
+        return [values for values, _ in expected.values()]
+
+    return write
+
+
+@pytest.mark.parametrize("below", ["", "MNIST/raw"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_mnist_reads_plain_and_compressed_files(
+    small_mnist, monkeypatch, tmp_path, below, compress
+):
+    images, labels, test_images, test_labels = small_mnist(tmp_path / below, compress)
+    monkeypatch.setenv("PYJULIAODE_DATA", str(tmp_path))
+    data = mnist()
+    assert data.train_x.dtype == torch.float32
+    assert torch.equal((data.train_x * 255).round().to(torch.uint8), images[:, None])
+    assert torch.equal((data.test_x * 255).round().to(torch.uint8), test_images[:, None])
+    assert data.train_x.max() <= 1
+    assert torch.equal(data.train_y, labels.long())
+    assert torch.equal(data.test_y, test_labels.long())
+
+
+def test_mnist_expects_the_full_set():
+    shapes = [shape for shape, _ in mnist_module.FILES.values()]
+    assert shapes == [(60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,)]
+
+
+def test_mnist_without_its_files_says_where_to_get_them(monkeypatch, tmp_path):
+    monkeypatch.delenv("PYJULIAODE_DATA", raising=False)
+    with pytest.raises(InvalidArgumentError, match=r"torchvision\.datasets\.MNIST"):
+        mnist()
+    with pytest.raises(InvalidArgumentError, match=r"train-images-idx3-ubyte.*torchvision"):
+        mnist(tmp_path)
+
+
+def _changed(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda content: b"<html>" + content, "does not begin as an IDX file"),
+        (lambda content: content[:9], "does not begin as an IDX file"),
+        (lambda content: content[:-1], "holds 35 numbers, its header says 36"),
+        (lambda content: content[:7] + b"\x05" + content[8:-6], r"\(5, 3, 2\), wanted \(6, 3, 2\)"),
+        (_changed, "other values than MNIST"),
+    ],
+)
+def test_mnist_refuses_a_file_that_is_another(small_mnist, tmp_path, spoil, match):
+    small_mnist(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(InvalidArgumentError, match=match):
+        mnist(tmp_path)

@@ -146,6 +146,90 @@ def test_digits_are_learned(tmp_path):
     assert metrics["final"]["test_accuracy"] > 0.85  # 0.1 is chance; 0.9 was seen
 
 
+# ---------------------------------------------------------------- without an ODE
+
+TINY = {"width": 2, "blocks": 1, "batch_size": 512}
+
+
+def quick_twins(out, **choices):
+    choices = {"epochs": 2, "settings": TINY} | choices
+    return compare("momentum-digits", seeds=1, out=out, progress=False, **choices)
+
+
+def test_the_momentum_twin_begins_with_the_parameters_of_the_residual_network():
+    experiment = get("momentum-digits")
+    states = []
+    for model in experiment.models:
+        torch.manual_seed(0)
+        task = experiment.task(experiment.configure(model=model, settings=TINY))
+        states.append(task.model.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_reversible_and_stored_activations_train_alike(tmp_path):
+    finals = [
+        run("momentum-digits", epochs=2, out=tmp_path / mode, progress=False, settings=settings)
+        for mode in ("backprop", "reversible")
+        for settings in [{**TINY, "mode": mode}]
+    ]
+    # gradients differ by the rounding of float32, 1e-7, which six steps of Adam do not amplify
+    # a thousandfold
+    losses = [metrics["final"]["test_loss"] for metrics in finals]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_what_solves_no_ode_has_no_evaluations_in_tables_and_figures(tmp_path, drawn):
+    summary = quick_twins(tmp_path)
+    assert [row["finished"] for row in summary["table"]] == [1, 1]
+    text = (tmp_path / "comparison.md").read_text()
+    assert "Momentum ResNet" in text
+    assert "NFE" not in text
+    assert "calls" not in text
+    assert_is_figure(tmp_path / "comparison.png")
+    metrics = json.loads((tmp_path / "momentum-seed0" / "metrics.json").read_text())
+    assert "nfe_forward" not in metrics["final"]
+    assert len(plotting.training(metrics["epochs"]).axes) == 4
+    assert len(plotting.comparison({"momentum": [metrics["epochs"]]}).axes) == 2
+
+
+def test_evaluations_have_panels_where_there_are_any(drawn):
+    record = {"loss": 1.0, "accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5}
+    record |= {"epoch": 1, "seconds": 1.0, "nfe_forward": 20.0, "nfe_backward": 10.0}
+    assert len(plotting.training([record]).axes) == 6
+    assert len(plotting.comparison({"node": [[record]]}).axes) == 4
+
+
+def test_a_limit_takes_so_many_training_images():
+    experiment = get("momentum-digits")
+    task = experiment.task(experiment.configure(settings={**TINY, "limit": 100}))
+    assert task.info["train_samples"] == len(task.train[0]) == len(task.train[1]) == 100
+    assert task.info["test_samples"] == 360
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"data": "mnits"}, "mnist"),
+        ({"limit": -1}, "limit"),
+        ({"limit": 5000}, "1437"),
+        ({"width": 0}, "width"),
+        ({"mode": "reverse"}, "reversible"),
+        ({"gamma": 1.5}, "gamma"),
+    ],
+)
+def test_a_momentum_network_refuses_settings_that_do_not_fit(tmp_path, settings, match):
+    with pytest.raises(InvalidArgumentError, match=match):
+        run("momentum-digits", out=tmp_path, progress=False, settings=settings)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_mnist_is_not_replaced_where_its_files_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYJULIAODE_DATA", str(tmp_path / "nothing"))
+    with pytest.raises(InvalidArgumentError, match="train-images-idx3-ubyte"):
+        run("momentum-digits", out=tmp_path, progress=False, settings={"data": "mnist"})
+
+
 def test_a_run_leaves_metrics_checkpoint_and_figures(tmp_path, drawn):
     quick(tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

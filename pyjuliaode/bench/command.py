@@ -26,7 +26,7 @@ from .competitors import PACKAGES, choose
 from .growth import point, points
 from .machine import machine
 from .measure import Step, compare, everyone, sweep
-from .memory import STEPS, by_problem, by_steps, child, peak
+from .memory import STEPS, by_problem, by_steps, peak
 from .problems import MAKERS, Problem, check_names
 from .reference import reference
 
@@ -292,10 +292,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: the command line cannot be read (2), or the measurement was interrupted (130).
     """
     options = vars(_parser().parse_args(arguments))
-    asked = options.pop("memory_child")
-    if asked is not None:
-        print(json.dumps(child(asked)))
-        return
     try:
         bench(**options)
     except KeyboardInterrupt:
@@ -318,7 +314,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory", action="store_true", help="peak memory of gradients instead")
     add("--growth", action="store_true", help="how costs grow with size and tolerance instead")
     add("--render", action="store_true", help="only write the tables and figures of --out anew")
-    add("--memory-child", help=argparse.SUPPRESS)
     return parser
 
 

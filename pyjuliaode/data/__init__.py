@@ -7,6 +7,7 @@ found, and otherwise names the public way to get it. None falls back to another 
 from .digits import Digits as Digits
 from .digits import digits as digits
 from .duffing import duffing as duffing
+from .mnist import mnist as mnist
 from .point_cloud import PointCloud as PointCloud
 from .point_cloud import point_cloud as point_cloud
 from .record import Record as Record
@@ -18,6 +19,7 @@ __all__ = [
     "Record",
     "digits",
     "duffing",
+    "mnist",
     "point_cloud",
     "silverbox",
 ]

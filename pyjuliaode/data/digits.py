@@ -16,7 +16,7 @@ class Digits(NamedTuple):
     """Images scaled to [0, 1] and their classes.
 
     Attributes:
-        train_x, test_x: shape (B, 1, 8, 8), float32.
+        train_x, test_x: shape (B, 1, 8, 8), of MNIST (B, 1, 28, 28); float32.
         train_y, test_y: shape (B,), int64, 0 to 9.
     """
 

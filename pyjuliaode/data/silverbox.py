@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InvalidArgumentError
+from .files import VARIABLE, find, read
 from .record import Record
 
 N_SAMPLES = 131_072
@@ -18,7 +18,6 @@ SAMPLE_RATE = 610.35  # Hz
 FILES = ("SNLS80mV.csv", "SNLS80mV.csv.gz")
 # Of the parsed values, so that line endings and compression do not matter.
 SHA256 = "633747e9bbe0317747a4cfd0a6f1e5532d275e951f812b5578461853c9be2d8d"
-VARIABLE = "PYJULIAODE_DATA"
 
 
 def silverbox(folder: str | os.PathLike[str] | None = None) -> Record:
@@ -49,15 +48,7 @@ def silverbox(folder: str | os.PathLike[str] | None = None) -> Record:
 
 
 def _find(folder: str | os.PathLike[str] | None) -> Path:
-    """The record's file, or an error that says where it was looked for and where to get it."""
-    place = folder if folder is not None else os.environ.get(VARIABLE)
-    if not place:
-        raise InvalidArgumentError(f"the Silverbox record is not at hand: {_HOW}")
-    root = Path(place).expanduser()
-    for candidate in (root / sub / name for sub in ("", "SilverboxFiles") for name in FILES):
-        if candidate.is_file():
-            return candidate
-    raise InvalidArgumentError(f"there is no {FILES[0]} (or {FILES[1]}) in {root}: {_HOW}")
+    return find(FILES, folder, "the Silverbox record", _HOW, ("", "SilverboxFiles"))
 
 
 _HOW = (
@@ -70,12 +61,12 @@ def _parse(path: Path) -> torch.Tensor:
     """The two columns of the file, shape (N, 2), float64."""
     import numpy as np
 
+    raw = read(path)
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         table = np.loadtxt(
             io.BytesIO(raw), delimiter=",", skiprows=1, usecols=(0, 1), ndmin=2, dtype=np.float64
         )
-    except (OSError, EOFError, ValueError) as error:
+    except ValueError as error:
         raise InvalidArgumentError(f"cannot read {path}: {error}") from error
     return torch.from_numpy(table)
 

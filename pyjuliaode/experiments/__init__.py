@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # name -> module that defines EXPERIMENT
 _MODULES = {
     "digits": "digits",
+    "momentum-digits": "momentum_digits",
+    "momentum-memory": "momentum_memory",
     "nfe-vs-tolerance": "tolerance",
     "optimizers": "optimizers",
     "pan-lorenz": "pan_lorenz",

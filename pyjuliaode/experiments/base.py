@@ -160,7 +160,8 @@ class Training(Experiment):
         from .. import plotting
 
         if trainer.records:
-            title = f"{plotting.label(trainer.config.model)} on {self.name}"
+            data = trainer.task.info.get("data", self.name)
+            title = f"{plotting.label(trainer.config.model)} on {data}"
             figure = plotting.training(trainer.records, title)
             folder.write("training.png", lambda path: plotting.save(figure, path))
 

@@ -17,6 +17,7 @@ from .base import ALL, Experiment
 from .config import RunConfig
 from .folder import RunFolder
 from .runner import RUN_FAILURES, execute
+from .trainer import COSTS
 
 SUMMARY = "comparison"  # .json, .csv, .md, .png
 
@@ -182,13 +183,15 @@ def write(summary: Mapping[str, Any], planned: Sequence[Planned], folder: RunFol
     text = markdown(summary)
     folder.write(f"{SUMMARY}.md", lambda path: path.write_text(text, encoding="utf-8"))
     records: dict[str, list[Any]] = {}
+    data = ""
     for run in planned:
         metrics = run.folder.read_metrics()
         if metrics is not None and metrics["status"] == "finished":
             records.setdefault(run.config.model, []).append(metrics["epochs"])
+            data = metrics["task"].get("data", "")
     if records:
         seeds = len({run.config.seed for run in planned})
-        title = f"{summary['experiment']}: mean and range over {seeds} seed(s)"
+        title = f"{data or summary['experiment']}: mean and range over {seeds} seed(s)"
         figure = plotting.comparison(records, title)
         folder.write(f"{SUMMARY}.png", lambda path: plotting.save(figure, path))
 
@@ -201,9 +204,14 @@ def _write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The table in Markdown, mean ± standard deviation over the seeds."""
-    heads = ["model", "runs", "parameters", *(heading for heading, _ in COLUMNS.values())]
-    lines = [heads] + [_cells(row) for row in summary["table"]]
+    """The table in Markdown, mean ± standard deviation over the seeds.
+
+    Evaluations have no columns where no model has any.
+    """
+    table = summary["table"]
+    shown = [key for key in COLUMNS if key not in COSTS or any(row[key] for row in table)]
+    heads = ["model", "runs", "parameters", *(COLUMNS[key][0] for key in shown)]
+    lines = [heads] + [_cells(row, shown) for row in table]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
     rows = [lines[0], rule, *lines[1:]]
@@ -215,11 +223,11 @@ def markdown(summary: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in text) + "\n"
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
     cells = [plotting.label(row["model"]), f"{row['finished']}/{row['runs']}"]
     cells.append("-" if row["parameters"] is None else str(row["parameters"]))
-    for key, (_, form) in COLUMNS.items():
-        mean, spread = row[key], row[f"{key}_std"]
+    for key in shown:
+        mean, spread, form = row[key], row[f"{key}_std"], COLUMNS[key][1]
         if mean is None:
             cells.append("-")
         else:

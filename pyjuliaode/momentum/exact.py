@@ -1,10 +1,11 @@
 """Exact arithmetic of a momentum network: no bit of x or v is ever lost.
 
-x and v are integers, units of 2^-shift. Adding is exact; multiplying v by gamma = n/d is not, so
-that what it loses goes into a buffer, an integer for every element that grows by log2(d/n) bits a
-layer (Maclaurin, Duvenaud and Adams 2015, algorithm 3; Sander et al. 2021, section 3.2). A word of
-the buffer that may overflow is put away whole and a new one begun. Divisions are floored, so that
-both signs come back.
+x and v are whole numbers, units of 2^-shift, in int64, or in float64 where its 53 bits are more
+than the dtype of x resolves: there every operation is exact too, and vectorised. Adding is exact;
+multiplying v by gamma = n/d is not, so that what it loses goes into a buffer, a whole number for
+every element that grows by log2(d/n) bits a layer (Maclaurin, Duvenaud and Adams 2015, algorithm 3;
+Sander et al. 2021, section 3.2). A word of the buffer that may overflow is put away whole and a new
+one begun. Divisions are floored, so that both signs come back.
 """
 
 from __future__ import annotations
@@ -17,39 +18,63 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-LIMIT = 2**62  # of numbers in int64, with room for a sum of two
-RESCALE = 8  # bits that x and v give up at a time where they grow beyond that
-# bits for growth before that happens; those below are more than the dtype resolves
-_ROOM = {torch.float64: 8}
-_ROOM_OF_OTHERS = 20
+RESCALE = 8  # bits that x and v give up at a time where they grow beyond the limit
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole numbers that a state is made of.
+
+    Attributes:
+        dtype: of the tensors.
+        bits: |x| and |v| stay below 2^bits.
+        room: of these, how many are left for growth at the start; the others are more than the
+            dtype of x resolves.
+        word: numbers of the buffer stay below it.
+    """
+
+    dtype: torch.dtype
+    bits: int
+    room: int
+    word: int
+
+
+INTEGERS = Whole(torch.int64, 62, 8, 2**63)
+DOUBLES = Whole(torch.float64, 50, 12, 2**50)  # see _divmod for the 50
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """gamma as the fraction n/d, 0 < n/d <= 1."""
+    """gamma as the fraction n/d, 0 < n/d <= 1, and the numbers that are multiplied by it."""
 
     n: int
     d: int
+    whole: Whole
 
     @classmethod
-    def of(cls, gamma: float) -> Ratio:
-        """The fraction next to gamma.
+    def of(cls, gamma: float, dtype: torch.dtype = torch.float64) -> Ratio:
+        """The fraction next to gamma, and the numbers for x of ``dtype``.
 
         Small where gamma is a decimal of few digits (0.9 is 9/10, exactly what a float of 0.9
-        means); else within 2^-20 of gamma and of 1 - gamma, relatively, and mostly 2^-32.
+        means); else within 2^-20 of gamma and of 1 - gamma, relatively, and mostly 2^-36 (for
+        dtypes of 32 bits and fewer 2^-24). A small one, as a product is off by up to n units.
         """
         exact, close = Fraction(gamma), min(gamma, 1 - gamma) or 1.0
-        for bits in (16, 20, 24, 28, 32, 40):
+        for bits in (12, 18, 20, 24, 28, 32, 40):
             found = exact.limit_denominator(2**bits)
-            if found > 0 and abs(found - exact) <= close * 2**-20:
-                return cls(found.numerator, found.denominator)
-        return cls(exact.numerator, exact.denominator)
+            if found == 0 or abs(found - exact) > close * 2**-20:
+                continue
+            if bits == 12 and dtype != torch.float64:
+                return cls(found.numerator, found.denominator, DOUBLES)
+            if bits > 12 or abs(found - exact) <= 2**-52:
+                return cls(found.numerator, found.denominator, INTEGERS)
+        return cls(exact.numerator, exact.denominator, INTEGERS)
 
     @cached_property
     def layers_per_word(self) -> int:
-        """Layers whose lost digits fit into a word of 63 bits, whatever they are."""
+        """Layers whose lost digits, whatever they are, fit into a word of the buffer."""
         layers, most = 0, 0
-        while most * self.d + self.d - 1 < 2**63 and layers < 10**6:
+        while most * self.d + self.d - 1 < self.whole.word and layers < 10**6:
             most = (most * self.d + self.d - 1) // self.n
             layers += 1
         return layers
@@ -69,22 +94,22 @@ class Broken(Exception):
 
 
 class ExactState:
-    """x and v as integers, and the way back.
+    """x and v as whole numbers, and the way back.
 
     Layers go by :meth:`advance`, v <- gamma v + (1 - gamma) f and x <- x + v, and are undone by
     :meth:`retreat`, which gives x before the layer, and :meth:`undo`, which is told f there.
     """
 
     def __init__(self, x: Tensor, v: Tensor, gamma: float):
-        self.ratio, self.gain = Ratio.of(gamma), 1.0 - gamma
-        self.dtype = x.dtype
+        self.ratio, self.gain = Ratio.of(gamma, x.dtype), 1.0 - gamma
+        self.dtype, self.whole = x.dtype, self.ratio.whole
         size = max(_largest(x), _largest(v))
         if not math.isfinite(size):
             raise OverflowError("x or v is not finite")
-        room = _ROOM.get(x.dtype, _ROOM_OF_OTHERS)
-        self.shift = min(62 - room - math.frexp(size)[1], 1000)
-        self.x, self.v = self._integers(x, 1.0), self._integers(v, 1.0)
-        self.bound_x = self.bound_v = LIMIT >> room
+        bits = self.whole.bits - self.whole.room
+        self.shift = min(bits - math.frexp(size)[1], 1000)
+        self.x, self.v = self._whole(x, 1.0), self._whole(v, 1.0)
+        self.bound_x = self.bound_v = 1 << bits
         self.word = torch.zeros_like(self.x)
         self.words: list[Tensor] = []  # full ones
         self.in_word = 0  # layers
@@ -138,7 +163,7 @@ class ExactState:
             raise OverflowError("the function's value is not finite")
         self._make_room(size)
         self._multiply()
-        self.v.add_(self._integers(f, self.gain))
+        self.v.add_(self._whole(f, self.gain))
         self.x.add_(self.v)
         self.layers += 1
 
@@ -149,7 +174,7 @@ class ExactState:
         for at, digits, _ in reversed(self.lost):  # v gets its own back when it is divided
             if at != self.layers - 1:
                 break
-            self.x, shift = (self.x << RESCALE) | digits, shift + RESCALE
+            self.x, shift = self.x.mul_(1 << RESCALE).add_(digits), shift + RESCALE
         return self._float(self.x, shift)
 
     def undo(self, f: Tensor) -> None:
@@ -158,21 +183,23 @@ class ExactState:
         Raises:
             Broken: it was another value when the layer was made.
         """
-        self.v.sub_(self._integers(f, self.gain))
+        self.v.sub_(self._whole(f, self.gain))
         self._divide()
         self.layers -= 1
         while self.lost and self.lost[-1][0] == self.layers:
-            self.v, self.shift = (self.v << RESCALE) | self.lost.pop()[2], self.shift + RESCALE
+            self.v.mul_(1 << RESCALE).add_(self.lost.pop()[2])
+            self.shift += RESCALE
         if self.layers == 0:
             self._check(self._checksum() == self.start)
 
     # -------------------------------------------------------------------------------- arithmetic
 
-    def _integers(self, x: Tensor, factor: float) -> Tensor:
-        return x.double().mul(factor * 2.0**self.shift).round_().to(torch.int64)
+    def _whole(self, x: Tensor, factor: float) -> Tensor:
+        rounded = x.double().mul(factor * 2.0**self.shift).round_()
+        return rounded.add_(0.0).to(self.whole.dtype)  # no -0, which does not come back
 
     def _float(self, x: Tensor, shift: int) -> Tensor:
-        return x.double().mul_(2.0**-shift).to(self.dtype)
+        return x.double().mul(2.0**-shift).to(self.dtype)
 
     def _multiply(self) -> None:
         """v <- v n/d: the digit v mod d enters the buffer, and a digit of base n leaves it."""
@@ -205,31 +232,30 @@ class ExactState:
 
     def _make_room(self, size: float) -> None:
         """Rescale where v and x could leave their range in a layer that adds ``size``."""
-        if self._after(size) <= LIMIT:
+        limit = 1 << self.whole.bits
+        if self._after(size) <= limit:
             return
         self.bound_x, self.bound_v = (int(x.abs().max()) for x in (self.x, self.v))
-        while self._after(size) > LIMIT:
-            mask = (1 << RESCALE) - 1
-            parts = ((x & mask).to(torch.uint8) for x in (self.x, self.v))
-            self.lost.append((self.layers, *parts))
-            self.x, self.v = self.x >> RESCALE, self.v >> RESCALE
+        while self._after(size) > limit:
+            (self.x, x), (self.v, v) = (_divmod(part, 1 << RESCALE) for part in (self.x, self.v))
+            self.lost.append((self.layers, x.to(torch.uint8), v.to(torch.uint8)))
             self.shift -= RESCALE
             self.bound_x, self.bound_v = ((b >> RESCALE) + 1 for b in (self.bound_x, self.bound_v))
 
     def _after(self, size: float) -> int:
         """Bound of |x| after the layer; the bounds are kept where it is within the limit."""
-        n, d = self.ratio.n, self.ratio.d
-        if math.frexp(size)[1] + self.shift > 62:
-            return LIMIT + 1
+        n, d, limit = self.ratio.n, self.ratio.d, 1 << self.whole.bits
+        if math.frexp(size)[1] + self.shift > self.whole.bits:
+            return limit + 1
         v = self.bound_v * n // d + 2 * n + math.ceil(math.ldexp(size, self.shift)) + 1
         x = self.bound_x + v
-        if x <= LIMIT:
+        if x <= limit:
             self.bound_x, self.bound_v = x, v
         return x
 
     def _checksum(self) -> tuple[int, int]:
         """Sums that wrap around."""
-        return int(self.x.sum()), int(self.v.sum())
+        return int(self.x.long().sum()), int(self.v.long().sum())
 
     @staticmethod
     def _check(right: bool) -> None:
@@ -238,7 +264,14 @@ class ExactState:
 
 
 def _divmod(c: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Floored quotient and remainder in [0, k)."""
+    """Floored quotient and remainder in [0, k); c, which nobody reads again, may become the latter.
+
+    Of float64, |c| < 2^50: (c + 1/2) / k is at least 1/(2k) away from any whole number, and its
+    two roundings move it by less than 2^-52 of its size, at most 1/(4k).
+    """
+    if c.is_floating_point():
+        q = c.add(0.5).mul_(1.0 / k).floor_()
+        return q, c.sub_(q, alpha=k)
     if k & (k - 1) == 0:
         return c >> (k.bit_length() - 1), c & (k - 1)
     q = c.div(k, rounding_mode="trunc")  # four times as fast as a floored division

@@ -32,7 +32,7 @@ class MomentumNet(nn.Module):
     numbers of torch are drawn again as they were, running statistics are updated once, autocast
     is entered again; every function must give the same value for the same x, which is checked; and
     gradients cannot be differentiated again. gamma is taken as a fraction: 0.9 is 9/10, others are
-    met to 2^-32 or so.
+    met to 2^-36 or so.
 
     Arguments:
         functions: modules f(x, *args, **kwargs) -> a tensor of the shape of x; the same one may
