@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 # name -> module that defines EXPERIMENT
 _MODULES = {
+    "cubic": "cubic",
     "digits": "digits",
+    "lista": "lista",
     "nfe-vs-tolerance": "tolerance",
     "optimizers": "optimizers",
     "pan-lorenz": "pan_lorenz",
@@ -24,6 +26,7 @@ _MODULES = {
     "pan-scaling": "pan_scaling",
     "pan-spiral": "pan_spiral",
     "point-cloud": "point_cloud",
+    "rings": "rings",
     "silverbox-init": "silverbox_init",
 }
 
