@@ -603,7 +603,7 @@ def separation(
 
     with _style():
         columns = max(len(one["layers"]) for one in models.values()) + 1
-        figure = _figure(1.25 * columns, 1.45 * len(models) + 0.3)
+        figure = _figure(1.25 * columns, 1.25 * len(models) + 0.3)
         axes = figure.subplots(len(models), columns, squeeze=False)
         for number, (row, (model, one)) in enumerate(zip(axes, models.items(), strict=True)):
             clouds = np.asarray(one["clouds"], dtype=float)
@@ -686,18 +686,26 @@ def excess_loss(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """What the loss has above its minimum, over the depth, a line for each series.
 
     Arguments:
-        rows: each with "series", "depth" and "excess"; those without excess are left out.
+        rows: each with "series", "model", "depth" and "excess"; those without excess are left
+            out. Series of one model share its colour.
     """
     with _style():
-        figure = _figure(5.0, 3.4)
+        figure = _figure(5.0, 3.6)
         ax = figure.subplots()
-        for i, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
+        names = list(dict.fromkeys((row["series"], row["model"]) for row in rows))
+        for i, (series, model) in enumerate(names):
             own = [row for row in rows if row["series"] == series and row["excess"]]
-            look = {"color": _CYCLE[i], "marker": _MARKERS[i], "label": series}
+            of_model = [other for other, its in names if its == model]
+            look = {
+                "color": _line(model)["color"],
+                "linestyle": _DASHES[of_model.index(series) % len(_DASHES)],
+                "marker": _MARKERS[i % len(_MARKERS)],
+                "label": series,
+            }
             ax.plot([r["depth"] for r in own], [r["excess"] for r in own], markersize=4, **look)
         ax.set(yscale="log", xlabel="depth", ylabel=r"$F(x_{\mathrm{depth}}) - \min F$")
         ax.set_xticks(sorted({row["depth"] for row in rows}))
-        figure.legend(loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=3, handlelength=3)
         figure.suptitle(title)
         return figure
 

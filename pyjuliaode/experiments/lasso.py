@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import InvalidArgumentError
 from .trainer import TrainingError
 
-CHECKED_EVERY, MOST_STEPS = 500, 100_000
+CHECKED_EVERY, MOST_STEPS = 50, 100_000
 
 
 def soft_threshold(x: Tensor, threshold: float) -> Tensor:
@@ -41,7 +41,9 @@ def lipschitz(dictionary: Tensor) -> float:
 
 
 def fista(y: Tensor, dictionary: Tensor, penalty: float, gap: float = 1e-9) -> Tensor:
-    """x with F(x) - min F <= ``gap`` for every sample, (B, n) in float64 (Beck, Teboulle 2009).
+    """x with F(x) - min F <= ``gap`` for every sample, (B, n) in float64.
+
+    Beck and Teboulle 2009, with O'Donoghue and Candes' adaptive restart of 2015.
 
     Arguments:
         y: (B, m), and dictionary: (m, n), in any dtype.
@@ -55,13 +57,13 @@ def fista(y: Tensor, dictionary: Tensor, penalty: float, gap: float = 1e-9) -> T
     y, dictionary = y.double(), dictionary.double()
     step = 1 / lipschitz(dictionary)
     x = ahead = y.new_zeros(len(y), dictionary.shape[1])
-    t = 1.0
+    t = y.new_ones(len(y), 1)
     for k in range(1, MOST_STEPS + 1):
-        before, x = (
-            x,
-            soft_threshold(ahead + step * (y - ahead @ dictionary.T) @ dictionary, step * penalty),
-        )
-        t_before, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2
+        downhill = ahead + step * (y - ahead @ dictionary.T) @ dictionary
+        before, x = x, soft_threshold(downhill, step * penalty)
+        # where the momentum points uphill, it begins anew
+        t[((ahead - x) * (x - before)).sum(1) > 0] = 1
+        t_before, t = t, (1 + (1 + 4 * t * t).sqrt()) / 2
         ahead = x + (t_before - 1) / t * (x - before)
         if k % CHECKED_EVERY == 0 and duality_gap(x, y, dictionary, penalty).max() <= gap:
             return x

@@ -125,7 +125,7 @@ class Lista(Study):
         return {"optimum": optimum, "loss_of_0": at_zero, "rows": rows, "final": final}
 
     def draw(self, results: Mapping[str, Any], folder: RunFolder) -> None:
-        figure = plotting.excess_loss(results["rows"], "the Lasso, $D$ of 16 x 32")
+        figure = plotting.excess_loss(results["rows"], "the Lasso, $D$ of 16 × 32")
         folder.write("lista.png", lambda path: plotting.save(figure, path))
 
     @staticmethod
@@ -140,7 +140,7 @@ class Lista(Study):
     ) -> dict[str, Any]:
         """One network, trained and tested."""
         (name, gamma), settings = case, config.settings
-        series = plotting.label(name) + (f", gamma = {gamma:g}" if name == MOMENTUM else "")
+        series = f"momentum, γ = {gamma:g}" if name == MOMENTUM else plotting.label(name)
         bar.set_description(f"{series}, depth {depth}")
         torch.manual_seed(config.seed + 1)  # of the batches, which are the same for all
         net = network(name, depth, gamma, dictionary, settings["penalty"])
