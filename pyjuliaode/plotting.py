@@ -661,14 +661,15 @@ def crossing(models: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     with _style():
         figure = _figure(2.0 * (len(models) + 1.2), 2.9)
-        axes = figure.subplots(1, len(models) + 1, width_ratios=[1] * len(models) + [1.2])
+        ratios = [1] * len(models) + [1.2]
+        axes = figure.subplots(1, len(models) + 1, width_ratios=ratios, sharey=True)
         for number, (ax, (model, one)) in enumerate(zip(axes, models.items(), strict=False)):
             paths = np.asarray(one["paths"], dtype=float).T
             # viridis without its yellow, which is too light on white
             colours = colormaps["viridis"](np.linspace(0, 0.85, len(paths)))
             for single, colour in zip(paths, colours, strict=True):
                 ax.plot(single, color=colour, linewidth=1.0)
-            ax.set(title=label(model), xlabel="layer", ylim=(-1.3, 1.3))
+            ax.set(title=label(model), xlabel="layer")
             if number == 0:
                 ax.set_ylabel("$x_k$")
             _whole_ticks(ax)
@@ -676,7 +677,7 @@ def crossing(models: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes[-1].plot(one["x"], np.asarray(one["y"], dtype=float), **_line(model))
         x = np.linspace(-1, 1, 101)
         axes[-1].plot(x, -(x**3), color=GREY, linestyle=":", label="$-x^3$")
-        axes[-1].set(title="learned map", xlabel="input", ylabel="output", ylim=(-1.3, 1.3))
+        axes[-1].set(title="learned map", xlabel="input", ylabel="output", ylim=(-1.2, 1.2))
         handles, labels = axes[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
         return figure

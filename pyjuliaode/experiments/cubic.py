@@ -80,8 +80,8 @@ class Cubic(TiedStudy):
         figure = plotting.crossing(results["models"])
         folder.write("cubic.png", lambda path: plotting.save(figure, path))
         losses = {name: one["losses"] for name, one in results["models"].items()}
-        level = {"1/7, of the map to 0": FLOOR}
-        curves = plotting.descent(losses, "mean squared error of the batch", r"$-x^3$", level)
+        what, title = "mean squared error of the batch", r"$x \mapsto -x^3$ (floor: 1/7)"
+        curves = plotting.descent(losses, what, title, {"floor": FLOOR})
         folder.write("losses.png", lambda path: plotting.save(curves, path))
 
 
