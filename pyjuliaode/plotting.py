@@ -312,7 +312,7 @@ def _square_window(ax: Axes, clouds: Any) -> None:
 
     points = clouds.reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
-    if not len(points):
+    if not len(points):  # a training that broke down
         points = np.zeros((1, 2))
     low, high = points.min(axis=0), points.max(axis=0)
     half = 0.62 * max(float((high - low).max()), 0.1)

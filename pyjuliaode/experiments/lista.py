@@ -48,8 +48,8 @@ def network(
 ) -> MomentumNet | RevNet:
     """``depth`` iterations of weights of their own: (x, y) -> x, from x as ISTA has it.
 
-    ISTA and LISTA are x <- g(x, y) (the momentum network with gamma = 0); the others have
-    f = g - x in place of f.
+    ISTA and LISTA are x <- g(x, y), the momentum network with gamma = 0; the functions of the
+    others are f = g - x.
     """
     count = 2 * depth if name == REVNET else depth
     layers = [Iteration(dictionary, penalty) for _ in range(count)]
