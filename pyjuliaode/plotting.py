@@ -28,8 +28,12 @@ MODEL_STYLES: dict[str, tuple[str, str, str]] = {
     "ghbnode": ("#009E73", (0, (5, 1)), "GHBNODE"),
     "nesterovnode": ("#D55E00", "-", "NesterovNODE"),
     "gnesterovnode": ("#CC79A7", (0, (5, 1)), "GNesterovNODE"),
-    "resnet": ("#000000", (0, (5, 1)), "ResNet"),
+    "resnet": ("#000000", "-", "ResNet"),
+    "iresnet": ("#009E73", (0, (5, 1)), "i-ResNet"),
     "momentum": ("#0072B2", "-", "Momentum ResNet"),
+    "ista": ("#777777", ":", "ISTA"),
+    "lista": ("#E69F00", "-", "LISTA"),
+    "revnet": ("#D55E00", (0, (3, 1, 1, 1)), "RevNet"),
 }
 INNER_COLOUR, OUTER_COLOUR = "#D55E00", "#0072B2"
 FORWARD, BACKWARD = "#0072B2", "#E69F00"
@@ -294,7 +298,7 @@ def _cloud_row(
     clouds, labels = np.asarray(clouds, dtype=float), np.asarray(labels, dtype=float).ravel()
     colours = np.where(labels < 0, INNER_COLOUR, OUTER_COLOUR)
     for ax, i in zip(axes, shown, strict=False):
-        ax.scatter(*clouds[i].T, c=colours, s=7, linewidths=0)
+        _cloud_panel(ax, clouds[i], colours, size=7)
         if titles:
             ax.set_title(f"$t = {times[i]:.3g}$")
     paths = axes[-1]
@@ -302,8 +306,13 @@ def _cloud_row(
     paths.add_collection(lines)
     if titles:
         paths.set_title("paths")
-    for ax, shown_clouds in zip(axes, [*(clouds[i] for i in shown), clouds], strict=True):
-        _square_window(ax, shown_clouds)
+    _square_window(paths, clouds)
+
+
+def _cloud_panel(ax: Axes, cloud: Any, colours: Any, size: float) -> None:
+    """Points (N, 2) of the plane in a window of their own."""
+    ax.scatter(*cloud.T, c=colours, s=size, linewidths=0)
+    _square_window(ax, cloud)
 
 
 def _square_window(ax: Axes, clouds: Any) -> None:
@@ -312,6 +321,8 @@ def _square_window(ax: Axes, clouds: Any) -> None:
 
     points = clouds.reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
+    if not len(points):  # a training that broke down
+        points = np.zeros((1, 2))
     low, high = points.min(axis=0), points.max(axis=0)
     half = 0.62 * max(float((high - low).max()), 0.1)
     x, y = (low + high) / 2
@@ -574,6 +585,167 @@ def memory(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
             ax.xaxis.minorticks_off()
         handles, labels = axes[1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.suptitle(title)
+        return figure
+
+
+# ---------------------------------------------------------------- momentum networks
+
+
+def descent(
+    losses: Mapping[str, Sequence[float | None]],
+    what: str,
+    title: str = "",
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """Losses of every model over the steps, each the mean of those around it.
+
+    Arguments:
+        losses: model -> (steps,); None is not finite.
+        what: the name of the loss.
+        levels: horizontal lines by name.
+    """
+    import numpy as np
+
+    with _style():
+        figure = _figure(5.0, 3.1)
+        ax = figure.subplots()
+        for model, values in losses.items():
+            series = np.asarray(values, dtype=float)
+            width = max(len(series) // 50, 1)  # single batches would hide one model by another
+            ax.plot(series, color=_line(model)["color"], linewidth=0.4, alpha=0.35)
+            mean = np.convolve(series, np.ones(width) / width, mode="valid")
+            ax.plot(np.arange(len(mean)) + (width - 1) / 2, mean, **_line(model))
+        for name, level in (levels or {}).items():
+            ax.axhline(level, color=GREY, linestyle=":", linewidth=1.0, label=name)
+        ax.set(xlabel="step", ylabel=what)
+        _log_loss(ax, [value for values in losses.values() for value in values])
+        figure.legend(loc="outside lower center", ncols=4)
+        figure.suptitle(title)
+        return figure
+
+
+def separation(
+    models: Mapping[str, Mapping[str, Any]], accuracies: Mapping[str, float | None]
+) -> Figure:
+    """What each model (row) does to a cloud of two classes, layer by layer, and its regions.
+
+    Each panel of a layer has its own scale; the bar in it has length 1. In the last of them
+    the dotted line is where the two numbers, the logits, are equal.
+
+    Arguments:
+        models: model -> {"layers": (L,), "clouds": (L, N, 2), "labels": (N,), 0 or 1,
+            "window": half the width of the regions, "regions": (K, K), 0 or 1}.
+        accuracies: model -> share of points; None where training broke down.
+    """
+    import numpy as np
+
+    with _style():
+        columns = max(len(one["layers"]) for one in models.values()) + 1
+        figure = _figure(1.25 * columns, 1.25 * len(models) + 0.3)
+        axes = figure.subplots(len(models), columns, squeeze=False)
+        for number, (row, (model, one)) in enumerate(zip(axes, models.items(), strict=True)):
+            clouds = np.asarray(one["clouds"], dtype=float)
+            colours = np.where(np.asarray(one["labels"]) < 0.5, INNER_COLOUR, OUTER_COLOUR)
+            for ax, layer, cloud in zip(row, one["layers"], clouds, strict=False):
+                _cloud_panel(ax, cloud, colours, size=2)
+                if number == 0:
+                    ax.set_title("input" if layer == 0 else f"layer {layer}")
+            _diagonal(row[-2])
+            _regions_panel(row[-1], one)
+            if number == 0:
+                row[-1].set_title("regions")
+            accuracy = accuracies[model]
+            said = "broke down" if accuracy is None else f"accuracy {accuracy:.3f}"
+            row[0].set_ylabel(f"{label(model)}\n{said}")
+        return figure
+
+
+def _diagonal(ax: Axes) -> None:
+    ax.axline((0, 0), slope=1, color="#000000", linestyle=":", linewidth=0.8)
+
+
+def _regions_panel(ax: Axes, model: Mapping[str, Any]) -> None:
+    """The class of every point of the plane, and the inputs in it."""
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+
+    window = model["window"]
+    ax.imshow(
+        np.asarray(model["regions"], dtype=float),
+        extent=(-window, window, -window, window),
+        origin="lower",
+        cmap=ListedColormap([INNER_COLOUR, OUTER_COLOUR]),
+        vmin=0,
+        vmax=1,
+        alpha=0.35,
+    )
+    labels = np.asarray(model["labels"])
+    colours = np.where(labels < 0.5, INNER_COLOUR, OUTER_COLOUR)
+    ax.scatter(*np.asarray(model["clouds"][0], dtype=float).T, c=colours, s=0.8, linewidths=0)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(True)
+    ax.spines[:].set_color("#bbbbbb")
+
+
+def crossing(models: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Paths of inputs on a line through the layers of each model, and the maps that they learn.
+
+    Arguments:
+        models: model -> {"paths": (depth + 1, B), "x": (M,), "y": (M,), its map there}.
+    """
+    import numpy as np
+    from matplotlib import colormaps
+
+    with _style():
+        figure = _figure(2.0 * (len(models) + 1.2), 2.9)
+        ratios = [1] * len(models) + [1.2]
+        axes = figure.subplots(1, len(models) + 1, width_ratios=ratios, sharey=True)
+        for number, (ax, (model, one)) in enumerate(zip(axes, models.items(), strict=False)):
+            paths = np.asarray(one["paths"], dtype=float).T
+            # viridis without its yellow, which is too light on white
+            colours = colormaps["viridis"](np.linspace(0, 0.85, len(paths)))
+            for single, colour in zip(paths, colours, strict=True):
+                ax.plot(single, color=colour, linewidth=1.0)
+            ax.set(title=label(model), xlabel="layer")
+            if number == 0:
+                ax.set_ylabel("$x_k$")
+            _whole_ticks(ax)
+        for model, one in models.items():
+            axes[-1].plot(one["x"], np.asarray(one["y"], dtype=float), **_line(model))
+        x = np.linspace(-1, 1, 101)
+        axes[-1].plot(x, -(x**3), color=GREY, linestyle=":", label="$-x^3$")
+        axes[-1].set(title="learned map", xlabel="input", ylabel="output", ylim=(-1.2, 1.2))
+        handles, labels = axes[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        return figure
+
+
+def excess_loss(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """What the loss has above its minimum, over the depth, a line for each series.
+
+    Arguments:
+        rows: each with "series", "model", "depth" and "excess"; those without excess are left
+            out. Series of one model share its colour.
+    """
+    with _style():
+        figure = _figure(5.0, 3.6)
+        ax = figure.subplots()
+        names = list(dict.fromkeys((row["series"], row["model"]) for row in rows))
+        for i, (series, model) in enumerate(names):
+            own = [row for row in rows if row["series"] == series and row["excess"]]
+            of_model = [other for other, its in names if its == model]
+            look = {
+                "color": _line(model)["color"],
+                "linestyle": _DASHES[of_model.index(series) % len(_DASHES)],
+                "marker": _MARKERS[i % len(_MARKERS)],
+                "label": series,
+            }
+            ax.plot([r["depth"] for r in own], [r["excess"] for r in own], markersize=4, **look)
+        ax.set(yscale="log", xlabel="depth", ylabel=r"$F(x_{\mathrm{depth}}) - \min F$")
+        ax.set_xticks(sorted({row["depth"] for row in rows}))
+        figure.legend(loc="outside lower center", ncols=3, handlelength=3)
         figure.suptitle(title)
         return figure
 

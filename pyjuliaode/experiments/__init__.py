@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 # name -> module that defines EXPERIMENT
 _MODULES = {
+    "cubic": "cubic",
     "digits": "digits",
+    "lista": "lista",
     "momentum-digits": "momentum_digits",
     "momentum-memory": "momentum_memory",
     "nfe-vs-tolerance": "tolerance",
@@ -26,6 +28,7 @@ _MODULES = {
     "pan-scaling": "pan_scaling",
     "pan-spiral": "pan_spiral",
     "point-cloud": "point_cloud",
+    "rings": "rings",
     "silverbox-init": "silverbox_init",
 }
 
