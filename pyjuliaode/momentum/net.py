@@ -70,7 +70,7 @@ class MomentumNet(nn.Module):
         self.init_speed = init_speed if isinstance(init_speed, nn.Module) else None
         self.gamma, self.residual = _momentum(gamma), bool(residual)
         self.mode = mode
-        self._checked: set[int] = set()
+        self._checked: set[nn.Module] = set()
 
     @property
     def mode(self) -> str:
