@@ -511,6 +511,14 @@ def test_blocks_inside_a_converted_block_are_left_alone():
     assert list(pjo.from_momentum(momentum).state_dict()) == list(outer.state_dict())
 
 
+def test_a_container_of_two_names_is_converted_once():
+    model = nn.ModuleDict({"a": nn.Sequential(Tanh(), Tanh())})
+    model["b"] = model["a"]
+    momentum = pjo.to_momentum(model, layers=["a", "b"])
+    assert momentum["a"] is momentum["b"]
+    assert momentum.momentum_report.blocks == 2
+
+
 def test_tied_blocks_stay_tied():
     tied = Tanh()
     momentum = pjo.to_momentum(nn.Sequential(tied, tied, tied))

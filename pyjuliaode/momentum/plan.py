@@ -30,8 +30,8 @@ def make(model: nn.Module, layers: str | Sequence[str] | None) -> tuple[list[Run
             "layers must name at least one container, got none; None finds them by structure"
         )
     runs, kept = [], []
-    for path in dict.fromkeys(paths):
-        container = _named(model, path)
+    named = {_named(model, path): path for path in paths}  # one may have several names
+    for container, path in named.items():
         found, rest = _inspect(path, container, trusting=True)
         if not found:
             raise InvalidArgumentError(f"no residual block in layers {path!r}: {_reasons(rest)}")

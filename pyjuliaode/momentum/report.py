@@ -25,6 +25,11 @@ class Run:
         """Number of blocks."""
         return self.last - self.first + 1
 
+    @property
+    def places(self) -> str:
+        """As "3", or "3 to 5"."""
+        return f"{self.first}" if self.depth == 1 else f"{self.first} to {self.last}"
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -57,10 +62,7 @@ class MomentumReport:
     def __str__(self) -> str:
         head = f"{self.blocks} blocks in {len(self.converted)} momentum networks"
         rows = [("container", "blocks", "of class")]
-        rows += [
-            (run.path or "(the model)", f"{run.first} to {run.last}", run.kind)
-            for run in self.converted
-        ]
+        rows += [(run.path or "(the model)", run.places, run.kind) for run in self.converted]
         lines = [f"{head}, gamma = {self.gamma:g}", *_aligned(rows)]
         if self.kept:
             kept = [("kept", "of class", "because")]
