@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # name -> module that defines EXPERIMENT
 _MODULES = {
     "digits": "digits",
+    "momentum-finetune": "momentum_finetune",
     "nfe-vs-tolerance": "tolerance",
     "optimizers": "optimizers",
     "pan-lorenz": "pan_lorenz",
