@@ -544,32 +544,30 @@ def momentum_refit(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure
     """Divergence from the original network (left) and agreement with it (right) over a refit.
 
     Arguments:
-        rows: each with "gamma" and "curve", a list of {"step", "KL", "agreement"}; one point, of a
-            network that needs no refit, is drawn as a horizontal line where its scale shows it.
+        rows: each with "gamma" and "curve", a list of {"step", "KL, WHICH", "agreement, WHICH"},
+            WHICH pictures being "held out" or "seen"; a single point, of a network that needs no
+            refit, is drawn as a line across.
     """
     with _style():
-        figure = _figure(7.2, 3.2)
+        figure = _figure(7.2, 3.4)
         axes = figure.subplots(1, 2)
-        last = max(row["curve"][-1]["step"] for row in rows)
+        last = max(1, *(row["curve"][-1]["step"] for row in rows))
         for i, row in enumerate(rows):
-            curve = row["curve"]
-            look = {"color": _CYCLE[i], "marker": _MARKERS[i], "label": f"γ = {row['gamma']:g}"}
-            for ax, key in zip(axes, ("KL", "agreement"), strict=True):
-                if len(curve) == 1:
-                    style = {"color": _CYCLE[i], "linestyle": ":", "label": look["label"]}
-                    ax.axhline(curve[0][key], **style)
-                else:
-                    ax.plot([c["step"] for c in curve], [c[key] for c in curve], **look)
-        axes[0].set_ylabel("KL(original | momentum), held out (nats)")
-        axes[1].set_ylabel("share of equal first choices, held out")
-        axes[0].set_ylim(bottom=-0.02)
-        axes[1].set_ylim(0, 1.03)
+            curve = row["curve"] * (2 if len(row["curve"]) == 1 else 1)
+            steps = [point["step"] for point in curve] if len(row["curve"]) > 1 else [0, last]
+            for which, line in (("held out", "-"), ("seen", ":")):
+                look = {"color": _CYCLE[i], "linestyle": line, "marker": _MARKERS[i]}
+                name = f"γ = {row['gamma']:g}, {which}"
+                for ax, what in zip(axes, ("KL", "agreement"), strict=True):
+                    values = [point[f"{what}, {which}"] for point in curve]
+                    ax.plot(steps, values, markersize=4, label=name, **look)
+        axes[0].set(ylabel="KL(original | momentum) in nats")
+        axes[1].set(ylabel="share of equal first choices", ylim=(0, 1.03))
         for ax in axes:
             ax.set_xlabel("steps of the refit")
-            ax.set_xlim(-0.02 * max(last, 1), 1.02 * max(last, 1))
             _whole_ticks(ax)
-        handles, labels = axes[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(rows))
         figure.suptitle(title)
         return figure
 

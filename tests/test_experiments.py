@@ -599,23 +599,23 @@ def test_a_refit_brings_momentum_networks_nearer_to_their_original(
     assert [row["gamma"] for row in metrics["rows"]] == [0.0, 0.5, 0.9]
     unchanged, *refitted = (row["curve"] for row in metrics["rows"])
     assert len(unchanged) == 1
-    assert unchanged[0]["KL"] == 0
-    assert unchanged[0]["agreement"] == 1
-    assert 0 < refitted[0][0]["KL"] < refitted[1][0]["KL"]
+    assert unchanged[0]["KL, held out"] == 0
+    assert unchanged[0]["agreement, seen"] == 1
+    assert 0 < refitted[0][0]["KL, held out"] < refitted[1][0]["KL, held out"]
     for curve in refitted:
         assert curve[-1]["step"] == SMALL["steps"]
-        # measured: 0.19 of what it was, for both
-        assert curve[-1]["KL"] < 0.5 * curve[0]["KL"]
+        # measured: 0.27 and 0.28 of what it was
+        assert curve[-1]["KL, held out"] < 0.5 * curve[0]["KL, held out"]
     final = metrics["final"]
     assert final["gamma 0, converted"]["correct"] == final["original"]["correct"]
-    assert final["gamma 0.9, refitted"]["KL"] == refitted[1][-1]["KL"]
+    assert final["gamma 0.9, refitted"] == refitted[1][-1]
     assert_is_figure(tmp_path / "momentum-finetune.png")
 
 
 def test_a_reversible_refit_is_that_by_backprop(tmp_path, generated_source):
     curves = [
         [
-            point["KL"]
+            point["KL, held out"]
             for row in refit(tmp_path / mode, mode=mode, steps=4)["rows"]
             for point in row["curve"]
         ]
