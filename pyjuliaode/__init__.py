@@ -29,6 +29,8 @@ from .errors import SolverError as SolverError
 from .errors import UnsupportedError as UnsupportedError
 from .layer import NeuralODE as NeuralODE
 from .momentum import MomentumNet as MomentumNet
+from .momentum import from_momentum as from_momentum
+from .momentum import to_momentum as to_momentum
 from .solution import Retcode as Retcode
 from .solution import Solution as Solution
 from .solution import SolveStats as SolveStats

@@ -750,6 +750,38 @@ def excess_loss(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         return figure
 
 
+def momentum_refit(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Divergence from the original network (left) and agreement with it (right) over a refit.
+
+    Arguments:
+        rows: each with "gamma" and "curve", a list of {"step", "KL, WHICH", "agreement, WHICH"},
+            WHICH pictures being "held out" or "seen"; a single point, of a network that needs no
+            refit, is drawn as a line across.
+    """
+    with _style():
+        figure = _figure(7.2, 3.4)
+        axes = figure.subplots(1, 2)
+        last = max(1, *(row["curve"][-1]["step"] for row in rows))
+        for i, row in enumerate(rows):
+            curve = row["curve"] * (2 if len(row["curve"]) == 1 else 1)
+            steps = [point["step"] for point in curve] if len(row["curve"]) > 1 else [0, last]
+            for which, line in (("held out", "-"), ("seen", ":")):
+                look = {"color": _CYCLE[i], "linestyle": line, "marker": _MARKERS[i]}
+                name = f"γ = {row['gamma']:g}, {which}"
+                for ax, what in zip(axes, ("KL", "agreement"), strict=True):
+                    values = [point[f"{what}, {which}"] for point in curve]
+                    ax.plot(steps, values, markersize=4, label=name, **look)
+        axes[0].set(ylabel="KL(original | momentum) in nats")
+        axes[1].set(ylabel="share of equal first choices", ylim=(0, 1.03))
+        for ax in axes:
+            ax.set_xlabel("steps of the refit")
+            _whole_ticks(ax)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(rows))
+        figure.suptitle(title)
+        return figure
+
+
 # ---------------------------------------------------------------- cross-check
 
 SOLVER_COLOURS = {

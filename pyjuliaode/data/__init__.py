@@ -7,6 +7,9 @@ found, and otherwise names the public way to get it. None falls back to another 
 from .digits import Digits as Digits
 from .digits import digits as digits
 from .duffing import duffing as duffing
+from .imagenet import Pictures as Pictures
+from .imagenet import efficientnet_lite0_weights as efficientnet_lite0_weights
+from .imagenet import imagenet_pictures as imagenet_pictures
 from .mnist import mnist as mnist
 from .point_cloud import PointCloud as PointCloud
 from .point_cloud import point_cloud as point_cloud
@@ -15,10 +18,13 @@ from .silverbox import silverbox as silverbox
 
 __all__ = [
     "Digits",
+    "Pictures",
     "PointCloud",
     "Record",
     "digits",
     "duffing",
+    "efficientnet_lite0_weights",
+    "imagenet_pictures",
     "mnist",
     "point_cloud",
     "silverbox",

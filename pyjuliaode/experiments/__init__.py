@@ -21,6 +21,7 @@ _MODULES = {
     "lista": "lista",
     "momentum-digits": "momentum_digits",
     "momentum-memory": "momentum_memory",
+    "momentum-finetune": "momentum_finetune",
     "nfe-vs-tolerance": "tolerance",
     "optimizers": "optimizers",
     "pan-lorenz": "pan_lorenz",

@@ -19,7 +19,17 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 def residual(
     function: nn.Module, k: int, skip_inside: bool, x: Tensor, args: Sequence, kwargs: Mapping
 ) -> Tensor:
-    """f(x) of function number k, or its value minus x where the skip connection is inside.
+    """f(x) of function number k: its value, minus x where the skip connection is inside.
+
+    Raises:
+        InvalidArgumentError: as :func:`value`.
+    """
+    out = value(function, k, x, args, kwargs)
+    return out - x if skip_inside else out
+
+
+def value(function: nn.Module, k: int, x: Tensor, args: Sequence, kwargs: Mapping) -> Tensor:
+    """What function number k returns for x.
 
     Raises:
         InvalidArgumentError: the value is not one tensor of the shape of x, or the function has
@@ -40,7 +50,7 @@ def residual(
     if out.shape != x.shape:
         what = f"returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; wanted the same"
         raise InvalidArgumentError(_said(function, k, what))
-    return out - x if skip_inside else out
+    return out
 
 
 _IN_PLACE = (

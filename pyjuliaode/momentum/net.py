@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..backends.refusal import refuse_transforms
 from ..errors import InvalidArgumentError, unknown_name
 from . import reversible
-from .calls import residual
+from .calls import residual, value
 from .exact import Broken, ExactState
 
 MODES = ("backprop", "reversible")
@@ -70,7 +70,7 @@ class MomentumNet(nn.Module):
         self.init_speed = init_speed if isinstance(init_speed, nn.Module) else None
         self.gamma, self.residual = _momentum(gamma), bool(residual)
         self.mode = mode
-        self._checked: set[int] = set()
+        self._checked: set[nn.Module] = set()
 
     @property
     def mode(self) -> str:
@@ -172,11 +172,22 @@ class MomentumNet(nn.Module):
 
     def _plain(self, x: Tensor, v: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
         gamma = self.gamma
+        if gamma == 0 and not self.residual:
+            return self._ordinary(x, args, kwargs)
         for k, function in enumerate(self.functions):
             f = residual(function, k, not self.residual, x, args, kwargs)
             v = torch.add(gamma * v, f, alpha=1 - gamma)
             x = x + v
         return x, v
+
+    def _ordinary(self, x: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Without momentum: what the functions give by themselves, to the last bit.
+
+        x + (function(x) - x) would be rounded.
+        """
+        for k, function in enumerate(self.functions):
+            before, x = x, value(function, k, x, args, kwargs)
+        return x, x - before
 
 
 def _momentum(gamma: float) -> float:

@@ -37,7 +37,7 @@ class Task:
     functions: Sequence[nn.Module]
     gamma: float
     skip_inside: bool
-    checked: set[int]
+    checked: set[nn.Module]
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     state: ExactState | None = None
@@ -102,9 +102,9 @@ def _first_call(
     buffers.check()
     drew = not before.same_as(Randomness.now(x.device))
     task.random.append(before if drew else None)
-    if id(function) not in task.checked:
+    if function not in task.checked:
         check_leaves(f, [x, *tensors, *task.own[id(function)]], function, k)
-        task.checked.add(id(function))
+        task.checked.add(function)
     return f.detach()
 
 
