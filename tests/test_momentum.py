@@ -490,6 +490,18 @@ def test_arguments_that_do_not_fit(arguments, said):
         pjo.MomentumNet(**{"functions": [nn.Tanh()], **arguments})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["float32", "float64"])
+@pytest.mark.parametrize("gamma", [1e-13, 1e-300, 1 - 1e-13, 1e-9, 1 - 1e-9])
+def test_a_gamma_is_refused_or_exact(gamma, dtype):
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    if gamma in (1e-9, 1 - 1e-9):
+        assert torch.equal(net([nn.Tanh()] * 5, gamma).reconstruct(x)[0], x)
+        return
+    with pytest.raises(pjo.InvalidArgumentError, match="gamma must not be so near to 0 or 1"):
+        net([nn.Tanh()] * 5, gamma)
+    assert net([nn.Tanh()] * 5, gamma, "backprop")(x).isfinite().all()
+
+
 def test_inputs_that_do_not_fit():
     with pytest.raises(pjo.InvalidArgumentError, match=r"floating-point tensor, got torch\.int64"):
         net([nn.Tanh()])(torch.arange(3))

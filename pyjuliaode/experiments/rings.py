@@ -63,7 +63,7 @@ class Rings(TiedStudy):
             "hidden": 16,
             "gamma": 0.99,
             "mode": "backprop",
-            "iterations": 1500,
+            "iterations": 3000,
             "lr": 0.1,
             "resnet_lr": 0.01,
             "clip": 1.0,

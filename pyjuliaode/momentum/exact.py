@@ -18,6 +18,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..errors import InvalidArgumentError
+
 RESCALE = 8  # bits that x and v give up at a time where they grow beyond the limit
 
 
@@ -58,6 +60,9 @@ class Ratio:
         Small where gamma is a decimal of few digits (0.9 is 9/10, exactly what a float of 0.9
         means); else within 2^-20 of gamma and of 1 - gamma, relatively, and mostly 2^-36 (for
         dtypes of 32 bits and fewer 2^-24). A small one, as a product is off by up to n units.
+
+        Raises:
+            InvalidArgumentError: gamma or 1 - gamma is too small, below 2^-40 or so.
         """
         exact, close = Fraction(gamma), min(gamma, 1 - gamma) or 1.0
         for bits in (12, 18, 20, 24, 28, 32, 40):
@@ -68,7 +73,10 @@ class Ratio:
                 return cls(found.numerator, found.denominator, DOUBLES)
             if bits > 12 or abs(found - exact) <= 2**-52:
                 return cls(found.numerator, found.denominator, INTEGERS)
-        return cls(exact.numerator, exact.denominator, INTEGERS)
+        raise InvalidArgumentError(
+            f"gamma must not be so near to 0 or 1 in mode 'reversible', got {gamma!r}: as a "
+            "fraction it has more digits than there are; use mode='backprop'"
+        )
 
     @cached_property
     def layers_per_word(self) -> int:

@@ -14,7 +14,7 @@ from ..backends.refusal import refuse_transforms
 from ..errors import InvalidArgumentError, unknown_name
 from . import reversible
 from .calls import residual, value
-from .exact import Broken, ExactState
+from .exact import Broken, ExactState, Ratio
 
 MODES = ("backprop", "reversible")
 
@@ -86,6 +86,8 @@ class MomentumNet(nn.Module):
                 "gamma must be positive in mode 'reversible', got 0: a residual network forgets "
                 "its speed, and cannot be undone; use mode='backprop'"
             )
+        if mode == "reversible":
+            Ratio.of(self.gamma)  # raises where there is none
         self._mode = mode
 
     @property

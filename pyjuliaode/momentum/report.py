@@ -60,7 +60,8 @@ class MomentumReport:
         return sum(run.depth for run in self.converted)
 
     def __str__(self) -> str:
-        head = f"{self.blocks} blocks in {len(self.converted)} momentum networks"
+        blocks, networks = _count(self.blocks, "block"), len(self.converted)
+        head = f"{blocks} in {_count(networks, 'momentum network')}"
         rows = [("container", "blocks", "of class")]
         rows += [(run.path or "(the model)", run.places, run.kind) for run in self.converted]
         lines = [f"{head}, gamma = {self.gamma:g}", *_aligned(rows)]
@@ -69,6 +70,10 @@ class MomentumReport:
             kept += [(block.path, block.kind, block.reason) for block in self.kept]
             lines += ["", *_aligned(kept)]
         return "\n".join(lines)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
