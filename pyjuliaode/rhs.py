@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import GradientWarning, InvalidArgumentError, UnsupportedError, warn
+from .graph import leaves
 from .problem import Problem
 
 Time = float | Tensor
@@ -214,30 +215,6 @@ class RHS:
         return y.new_zeros(y.numel(), y.numel()) if found is None else found
 
 
-def saved_bytes(root: Tensor, origin: Tensor) -> int:
-    """Bytes of activations kept by the autograd graph from ``origin`` to ``root``.
-
-    Leaves (parameters) are not counted: they live anyway.
-    """
-    seen_nodes, seen_data, total = {origin.grad_fn}, set(), 0
-    stack = [root.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen_nodes:
-            continue
-        seen_nodes.add(node)
-        for name in dir(node):
-            if not name.startswith("_saved_"):
-                continue
-            value = getattr(node, name)
-            for x in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(x, Tensor) and not x.is_leaf and x.data_ptr() not in seen_data:
-                    seen_data.add(x.data_ptr())
-                    total += x.numel() * x.element_size()
-        stack.extend(parent for parent, _ in node.next_functions)
-    return total
-
-
 def unlisted_leaves(
     problem: Problem, root: Tensor, origin: Tensor, *listed: Tensor
 ) -> list[Tensor]:
@@ -246,18 +223,11 @@ def unlisted_leaves(
     lost.
     """
     known = {id(p) for p in (*problem.params, *listed, origin)}
-    seen, found = {origin.grad_fn}, []
-    stack = [root.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known and leaf.data_ptr() != origin.data_ptr():
-            found.append(leaf)
-        stack.extend(parent for parent, _ in node.next_functions)
-    return found
+    return [
+        leaf
+        for leaf in leaves(root, stop=origin.grad_fn)
+        if id(leaf) not in known and leaf.data_ptr() != origin.data_ptr()
+    ]
 
 
 def warn_of_lost_gradients(problem: Problem, root: Tensor, origin: Tensor) -> None:

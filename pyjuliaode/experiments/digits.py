@@ -12,7 +12,7 @@ from ..layer import NeuralODE
 from . import models
 from .base import Defaults, Training
 from .config import RunConfig
-from .trainer import Task
+from .trainer import Task, right_choices
 
 PIXELS, CLASSES = 64, 10
 SPAN = (1.0, 2.0)  # the Nesterov paper's, so that every model integrates the same times
@@ -139,7 +139,7 @@ class DigitsExperiment(Training):
         return Task(
             model=network(config),
             loss=nn.functional.cross_entropy,
-            correct=lambda output, y: int((output.argmax(dim=1) == y).sum()),
+            correct=right_choices,
             train=(data.train_x, data.train_y),
             test=(data.test_x, data.test_y),
             batch_size=config.settings["batch_size"],

@@ -12,7 +12,7 @@ from ..errors import InvalidArgumentError, unknown_name
 from ..momentum import MomentumNet
 from .base import Defaults, Training
 from .config import RunConfig
-from .trainer import Task
+from .trainer import Task, right_choices
 
 CLASSES = 10
 DATA = {"digits": "scikit-learn digits", "mnist": "MNIST"}
@@ -108,7 +108,7 @@ class MomentumDigitsExperiment(Training):
         return Task(
             model=network(config, stride=1 if data.train_x.shape[-1] < 20 else 2),
             loss=nn.functional.cross_entropy,
-            correct=lambda output, y: int((output.argmax(dim=1) == y).sum()),
+            correct=right_choices,
             train=(data.train_x, data.train_y),
             test=(data.test_x, data.test_y),
             batch_size=config.settings["batch_size"],

@@ -11,7 +11,7 @@ from ..layer import NeuralODE
 from . import models
 from .base import Defaults, Training
 from .config import RunConfig
-from .trainer import Task
+from .trainer import Task, right_choices
 
 SPAN = (0.0, 1.0)
 
@@ -75,7 +75,7 @@ class PanMoonsExperiment(Training):
         return Task(
             model=Network(models.layer(models.dynamics(config.model, field), SPAN, config)),
             loss=nn.functional.cross_entropy,
-            correct=lambda output, y: int((output.argmax(dim=1) == y).sum()),
+            correct=right_choices,
             train=train,
             test=test,
             batch_size=settings["batch_size"],

@@ -65,6 +65,11 @@ class Task:
     info: dict[str, Any] = field(default_factory=dict)
 
 
+def right_choices(logits: Tensor, labels: Tensor) -> int:
+    """How many of B samples have their largest logit, of (B, C), where the label (B,) says."""
+    return int((logits.argmax(dim=1) == labels).sum())
+
+
 class Callback:
     """Hooks of the trainer; what ``state`` returns travels in the checkpoint."""
 

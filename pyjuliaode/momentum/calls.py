@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import InvalidArgumentError
+from ..graph import leaves
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -160,18 +161,11 @@ def check_leaves(out: Tensor, known: Sequence[Tensor], function: nn.Module, k: i
         InvalidArgumentError: says what to do with it.
     """
     ids = {id(x) for x in known}
-    pending, seen = [out.grad_fn], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in ids:
+    for leaf in leaves(out):
+        if id(leaf) not in ids:
             what = (
                 f"uses a tensor of shape {tuple(leaf.shape)} that requires a gradient and is "
                 "neither one of its parameters nor an argument: pass it to the network as an "
                 "argument, or use mode='backprop'"
             )
             raise InvalidArgumentError(_said(function, k, what))
-        pending += [n for n, _ in node.next_functions]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgumentError, UnsupportedError, unknown_name
+from ...graph import saved_bytes
 from ...problem import Problem
-from ...rhs import RHS, PerFunction, saved_bytes, unlisted_leaves, warn_of_lost_gradients
+from ...rhs import RHS, PerFunction, unlisted_leaves, warn_of_lost_gradients
 from ...solution import Retcode, SolveStats
 from ...solver import Solver
 from ..autocast import AutocastField, unwrapped

@@ -1,0 +1,46 @@
+"""The autograd graph below a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+
+def nodes(root: Tensor, stop: Any = None) -> Iterator[Any]:
+    """Every node from which ``root`` was computed, once; ``stop`` and what is below it are not."""
+    seen, pending = {stop}, [root.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        pending += [parent for parent, _ in node.next_functions]
+
+
+def leaves(root: Tensor, stop: Any = None) -> Iterator[Tensor]:
+    """The leaves among :func:`nodes`: what a gradient of ``root`` is collected in."""
+    for node in nodes(root, stop):
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            yield leaf
+
+
+def saved_bytes(root: Tensor, origin: Tensor) -> int:
+    """Bytes of activations kept by the graph from ``origin`` to ``root``.
+
+    Leaves (parameters) are not counted: they live anyway.
+    """
+    seen, total = set(), 0
+    for node in nodes(root, origin.grad_fn):
+        for name in dir(node):
+            if not name.startswith("_saved_"):
+                continue
+            value = getattr(node, name)
+            for x in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(x, Tensor) and not x.is_leaf and x.data_ptr() not in seen:
+                    seen.add(x.data_ptr())
+                    total += x.nbytes
+    return total
