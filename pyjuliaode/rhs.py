@@ -28,6 +28,7 @@ class RHS:
         self.structure = problem.structure
         self.second_order = problem.second_order
         self.linear = False  # that is, as far as is known
+        self.chunk_size: int | None = None  # of the states of one call of ``batched``
         self.time_dtype = problem.time_dtype
         self.device = problem.y0.device
         # a tensor state is unpacked by one view; None: a tuple, which its structure unpacks
@@ -129,11 +130,11 @@ class RHS:
         self.nfe += m
         if not _one_by_one.get(self.func, "vmap"):
             try:
-                found = torch.func.vmap(self.flat)(t, y)
+                found = torch.func.vmap(self.flat, chunk_size=self.chunk_size)(t, y)
             except (RuntimeError, ValueError):  # of branches on values, writes in place, ...
                 _one_by_one.put(self.func, "vmap", True)
             else:
-                self.alongside += m - 1
+                self.alongside += m - (1 if self.chunk_size is None else -(-m // self.chunk_size))
                 return found
         return torch.stack([self.flat(*pair) for pair in zip(t, y, strict=True)])
 

@@ -50,8 +50,9 @@ class Solver:
             compiled raises UnsupportedError). Method "pan" takes ``num_coeffs`` and ``num_points``
             (of every interval; default: as the tolerances ask), ``max_coeffs`` (default 48),
             ``step_size`` (length of the intervals; default: as the tolerances ask),
-            ``first_step``, ``max_step``, ``max_iters`` (50, of an interval) and ``coarse_steps``
-            (0, of Euler's method, to begin with). The Julia backend takes ``first_step``,
+            ``first_step``, ``max_step``, ``max_iters`` (50, of an interval), ``coarse_steps``
+            (0, of Euler's method, to begin with), ``chunk_size`` (most states of one call of the
+            forward solve; default: those of all nodes) and ``step_t``, ``jump_t``. The Julia backend takes ``first_step``,
             ``min_step``, ``max_step``, ``step_size``, ``step_t``, ``jump_t``, ``dense`` and of its
             own ``checkpoints`` (states that a continuous adjoint keeps instead of all steps),
             ``jacobian`` (False: finite differences instead of torch's), ``form="mass_matrix"``

@@ -294,6 +294,12 @@ def test_calls_are_counted_one_after_another_and_all_together():
         sol = pjo.solve(Counted(), y0, [0.0, 2.0], pan(1e-9))
     assert sol.stats.sequential_forward == calls
     assert sol.stats.nfe_forward > 10 * calls
+    before, calls = calls, 0
+    with torch.no_grad():
+        chunks = pjo.solve(Counted(), y0, [0.0, 2.0], pan(1e-9, chunk_size=7))
+    assert chunks.stats.sequential_forward == calls > 2 * before
+    assert chunks.stats.nfe_forward == sol.stats.nfe_forward
+    torch.testing.assert_close(chunks.y, sol.y, rtol=1e-13, atol=1e-13)  # rounding of other sums
     with torch.no_grad():
         other = pjo.solve(Counted(), y0, [0.0, 2.0], pjo.Solver("dopri5", backend="torch"))
     assert other.stats.sequential_forward == other.stats.nfe_forward
@@ -477,6 +483,7 @@ def test_what_has_no_solution_is_an_error():
         ({"num_coeffs": 20, "num_points": 10}, "at least num_coeffs - 1, 19, got 10"),
         ({"step_size": -1.0}, "step_size must be positive"),
         ({"max_iters": 0}, "max_iters"),
+        ({"chunk_size": 0}, "chunk_size must be an integer of at least 1, got 0"),
     ],
 )
 def test_options_out_of_range_are_named(options, said):

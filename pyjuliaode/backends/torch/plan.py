@@ -41,7 +41,7 @@ _KNOWN = {
     "adams": {"step_size", "grid_constructor", "interp", "jump_t", "max_order", "max_iters"},
     "scipy": {"solver", "min_step", "max_step", "first_step"},
     "pan": {
-        *("num_coeffs", "num_points", "max_coeffs", "max_iters", "coarse_steps"),
+        *("num_coeffs", "num_points", "max_coeffs", "max_iters", "coarse_steps", "chunk_size"),
         *("step_size", "first_step", "max_step", "step_t", "jump_t"),
     },
 }
@@ -229,7 +229,10 @@ def _check_numbers(options: dict[str, Any]) -> None:
 
 
 # name: smallest of the whole numbers that method "pan" takes
-_COUNTS = {"num_coeffs": 6, "max_coeffs": 6, "num_points": 6, "max_iters": 2, "coarse_steps": 0}
+_COUNTS = {
+    **{"num_coeffs": 6, "max_coeffs": 6, "num_points": 6, "max_iters": 2, "coarse_steps": 0},
+    "chunk_size": 1,
+}
 
 
 def _check_counts(options: dict[str, Any]) -> None:

@@ -68,6 +68,7 @@ class PanStream:
     ):
         self.rhs, self.stats, self.max_steps = rhs, stats, max_steps
         self.solver = IntervalSolver(rhs, rtol, atol, norm, options.get("max_iters", 50))
+        rhs.chunk_size = options.get("chunk_size")
         self.length = options.get("step_size")
         self.most = float(options.get("max_step", math.inf))
         self.fixed, self.points = options.get("num_coeffs"), options.get("num_points")
