@@ -54,9 +54,9 @@ class Solver:
             (0, of Euler's method, to begin with), ``chunk_size`` (most states of one call of the
             forward solve; default: those of all nodes) and ``step_t``, ``jump_t``. The Julia
             backend takes ``first_step``, ``min_step``, ``max_step``, ``step_size``, ``step_t``,
-            ``jump_t``, ``dense`` and of its own ``checkpoints`` (states that a continuous adjoint keeps instead of all steps),
-            ``jacobian`` (False: finite differences instead of torch's), ``form="mass_matrix"``
-            (of a Nesterov model) and ``initialization`` ("check", or "brown": solve for the
+            ``jump_t``, ``dense`` and of its own ``checkpoints`` (states that a continuous adjoint
+            keeps instead of all steps), ``jacobian`` (False: finite differences instead of
+            torch's), ``form="mass_matrix"`` (of a Nesterov model) and ``initialization`` ("check", or "brown": solve for the
             algebraic part of y0).
 
         native: whether the Julia backend runs the field in Julia, without calls into Python:
