@@ -56,8 +56,8 @@ class Solver:
             backend takes ``first_step``, ``min_step``, ``max_step``, ``step_size``, ``step_t``,
             ``jump_t``, ``dense`` and of its own ``checkpoints`` (states that a continuous adjoint
             keeps instead of all steps), ``jacobian`` (False: finite differences instead of
-            torch's), ``form="mass_matrix"`` (of a Nesterov model) and ``initialization`` ("check", or "brown": solve for the
-            algebraic part of y0).
+            torch's), ``form="mass_matrix"`` (of a Nesterov model) and ``initialization`` ("check",
+            or "brown": solve for the algebraic part of y0).
 
         native: whether the Julia backend runs the field in Julia, without calls into Python:
             "auto" where the module is made of operations that it knows (linear maps, elementwise
