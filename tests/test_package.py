@@ -82,7 +82,9 @@ def test_the_public_names_are_the_documented_ones():
 
 # Which part of the package a module belongs to, by the first part of its name ...
 PARTS = {
-    **dict.fromkeys(("errors", "graph", "solution", "solver", "problem", "rhs"), "foundation"),
+    **dict.fromkeys(
+        ("errors", "graph", "refusal", "solution", "solver", "problem", "rhs"), "foundation"
+    ),
     **dict.fromkeys(("_eager", "_juliacall", "memory"), "foundation"),
     "backends": "backends",
     "dynamics": "dynamics",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backends.refusal import refuse_transforms
 from ..errors import InvalidArgumentError, unknown_name
+from ..refusal import refuse_transforms
 from . import reversible
 from .calls import residual, value
 from .exact import Broken, ExactState, Ratio
@@ -114,7 +114,7 @@ class MomentumNet(nn.Module):
         v = self._start(x)
         if self.mode == "backprop" or not self._differentiates(x, v, args, kwargs):
             return self._plain(x, v, args, kwargs)
-        refuse_transforms("MomentumNet in mode 'reversible' (mode='backprop' they pass through)")
+        refuse_transforms("a MomentumNet in mode 'reversible'", reversible.BACKPROP)
         return reversible.run(self._task(args, kwargs), x, v)
 
     @torch.no_grad()

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..backends.refusal import once_only
 from ..errors import SolverError
+from ..refusal import once_only
 from ..solution import Retcode
 from .calls import Buffers, Randomness, autocast_now, check_leaves, frozen_statistics, residual
 from .exact import Broken, ExactState
+
+BACKPROP = "use mode='backprop'"
 
 
 @dataclass
@@ -149,7 +151,7 @@ class _Reversible(torch.autograd.Function):
         with torch.no_grad():
             grads = _sweep(task, state, tensors[: len(task.places)], gx.detach(), gv.detach())
         if torch.is_grad_enabled():
-            grads = once_only("reversible", grads, [gx, gv, *tensors])
+            grads = once_only("mode 'reversible'", grads, [gx, gv, *tensors], BACKPROP)
         return None, *grads
 
 

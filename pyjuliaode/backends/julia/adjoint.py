@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ...errors import SolverError, UnsupportedError
 from ...problem import Problem
+from ...refusal import once_only
 from ...rhs import RHS, refuse_lost_gradients
 from ...solution import Retcode, SolveStats
 from ..autocast import autocast_off
-from ..refusal import once_only
 from ..replay import Steps, replay
 from ..runge_kutta import Sides
 from ..tableau import Tableau
@@ -99,7 +99,7 @@ class _Direct(torch.autograd.Function):
         ctx.stats.nfe_backward = nfe
         ctx.stats.seconds_backward = time.perf_counter() - started
         if torch.is_grad_enabled():
-            grads = once_only("direct (replay)", grads, [grad, y0, t, *params])
+            grads = once_only("adjoint 'direct' (replay)", grads, [grad, y0, t, *params])
         return None, *grads
 
 
@@ -146,7 +146,7 @@ class _NativeDirect(torch.autograd.Function):
         ctx.stats.seconds_backward = time.perf_counter() - started
         grads = [du0, None, *_of_each(dp, params)]
         if torch.is_grad_enabled():
-            grads = once_only("direct (replay)", grads, [grad, y0, t, *params])
+            grads = once_only("adjoint 'direct' (replay)", grads, [grad, y0, t, *params])
         return None, *grads
 
 
@@ -181,7 +181,7 @@ class _Continuous(torch.autograd.Function):
             grads = _gradient(ctx, grad.detach(), rows, params)
         ctx.stats.seconds_backward = time.perf_counter() - started
         if torch.is_grad_enabled():
-            grads = once_only(ctx.plan.adjoint, grads, [grad, y0, t, *params])
+            grads = once_only(f"adjoint {ctx.plan.adjoint!r}", grads, [grad, y0, t, *params])
         return None, *grads
 
 

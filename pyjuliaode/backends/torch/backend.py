@@ -14,13 +14,13 @@ from torch import Tensor
 from ...errors import InvalidArgumentError, UnsupportedError, unknown_name
 from ...graph import saved_bytes
 from ...problem import Problem
+from ...refusal import refuse_transforms
 from ...rhs import RHS, PerFunction, unlisted_leaves, warn_of_lost_gradients
 from ...solution import Retcode, SolveStats
 from ...solver import Solver
 from ..autocast import AutocastField, unwrapped
 from ..base import AdjointRequest, Capabilities, Result
 from ..dense import UserDense
-from ..refusal import refuse_transforms
 from ..runge_kutta import NeedsGraph
 from ..tolerance import tolerance
 from . import per_sample

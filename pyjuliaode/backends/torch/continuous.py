@@ -26,10 +26,10 @@ from torch import Tensor
 
 from ...errors import SolverError
 from ...problem import Problem
+from ...refusal import once_only
 from ...rhs import RHS, Time, warn_of_lost_gradients
 from ...solution import SolveStats
 from ..autocast import autocast_off, unwrapped
-from ..refusal import once_only
 from .callbacks import Callbacks
 from .control import StepFailure, rms
 from .dense import DenseOutput
@@ -129,7 +129,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
         ctx.stats.alongside_backward = sweep.rhs.alongside
         ctx.stats.seconds_backward = time.perf_counter() - started
         if torch.is_grad_enabled():
-            grads = once_only(ctx.adjoint.kind, grads, [grad, y0, t, *params])
+            grads = once_only(f"adjoint {ctx.adjoint.kind!r}", grads, [grad, y0, t, *params])
         return None, *grads
 
 

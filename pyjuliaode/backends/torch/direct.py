@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
+from ...refusal import once_only
 from ...rhs import RHS
 from ...solution import SolveStats
 from ..autocast import autocast_off
-from ..refusal import once_only
 from ..replay import Product, Steps, clock_of, replay
 from .forward import Trace, run
 from .plan import Plan
@@ -125,5 +125,5 @@ class _Replay(torch.autograd.Function):
         )
         ctx.stats.nfe_backward = nfe
         if torch.is_grad_enabled():
-            grads = once_only("direct (replay)", grads, [grad, y0, t, *params])
+            grads = once_only("adjoint 'direct' (replay)", grads, [grad, y0, t, *params])
         return None, *grads

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ....errors import SolverError
 from ....problem import Problem
+from ....refusal import once_only
 from ....rhs import RHS
 from ....solution import Retcode, SolveStats
 from ...autocast import autocast_off
-from ...refusal import once_only
 from ..forward import Trace, run
 from ..plan import Plan
 from .basis import F64
@@ -88,7 +88,7 @@ class _Pan(torch.autograd.Function):
         ctx.stats.alongside_backward = sweep.rhs.alongside
         ctx.stats.seconds_backward = time.perf_counter() - started
         if torch.is_grad_enabled():
-            grads = once_only("direct (of pan)", grads, [grad, y0, t, *params])
+            grads = once_only("adjoint 'direct' (of pan)", grads, [grad, y0, t, *params])
         return None, *grads
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedError
+from .errors import UnsupportedError
 
 
 class _Refuse(torch.autograd.Function):
@@ -24,14 +24,17 @@ class _Refuse(torch.autograd.Function):
         raise UnsupportedError(ctx.message)
 
 
+DIRECT = "solve with adjoint='direct' and options={'checkpoint': False}"
+
+
 def once_only(
-    adjoint: str, grads: Sequence[Tensor | None], roots: Sequence[Tensor]
+    by: str,
+    grads: Sequence[Tensor | None],
+    roots: Sequence[Tensor],
+    remedy: str = DIRECT,
 ) -> list[Tensor | None]:
     """Gradients that raise when they are differentiated again with respect to ``roots``."""
-    message = (
-        f"a gradient by adjoint {adjoint!r} cannot be differentiated again (double backward); "
-        "solve with adjoint='direct' and options={'checkpoint': False}"
-    )
+    message = f"a gradient by {by} cannot be differentiated again (double backward); {remedy}"
     present = [g for g in grads if g is not None]
     if not present:
         return list(grads)
@@ -40,10 +43,11 @@ def once_only(
     return [None if g is None else next(guarded) for g in grads]
 
 
-def refuse_transforms(what: str) -> None:
-    """Raise where a torch.func transform is at work, which a custom adjoint cannot follow."""
+def refuse_transforms(what: str, remedy: str | None = None) -> None:
+    """Raise where a torch.func transform is at work, which a gradient of our own cannot follow."""
     if torch._C._are_functorch_transforms_active():
-        raise UnsupportedError(
-            f"torch.func transforms do not pass through {what}; use adjoint='direct' with "
-            "options={'checkpoint': False} (grad, jvp), or a batch dimension instead of vmap"
+        remedy = remedy or (
+            "use adjoint='direct' with options={'checkpoint': False} (grad, jvp), or a batch "
+            "dimension instead of vmap"
         )
+        raise UnsupportedError(f"torch.func transforms do not pass through {what}; {remedy}")
