@@ -40,7 +40,15 @@ def saved_bytes(root: Tensor, origin: Tensor) -> int:
                 continue
             value = getattr(node, name)
             for x in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(x, Tensor) and not x.is_leaf and x.data_ptr() not in seen:
-                    seen.add(x.data_ptr())
+                if isinstance(x, Tensor) and not x.is_leaf and memory(x) not in seen:
+                    seen.add(memory(x))
                     total += x.nbytes
     return total
+
+
+def memory(x: Tensor) -> int:
+    """What tensors of the same memory have in common."""
+    try:
+        return x.data_ptr()
+    except RuntimeError:  # of torch.func's wrappers, before torch 2.5
+        return id(x)

@@ -131,7 +131,7 @@ class Problem:
         flat = structure.pack(y0)
         t = _check_times(t, flat, single_time)
         named = None if params is None else _check_params(params)
-        times = t.detach().tolist()
+        times = _numbers(t)
         _check_monotone(times, single_time)
         t, times, repeats = _without_repeats(t, times)
         # asked of the type: a module that lacks it searches its parameters and buffers at length
@@ -141,6 +141,13 @@ class Problem:
             mass = _check_mass(func.mass_of(y0), structure, flat)
         second_order = hasattr(kind, "position_first") and func.position_first
         return cls(func, flat, t, times, structure, named, mass, second_order, repeats)
+
+
+def _numbers(t: Tensor) -> list[float]:
+    try:
+        return t.detach().tolist()
+    except RuntimeError:  # within torch.func's transforms, before torch 2.5
+        return [float(x) for x in t.detach()]
 
 
 def _check_mass(mass: State, structure: Structure, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import GradientWarning, InvalidArgumentError, UnsupportedError, warn
-from .graph import leaves
+from .graph import leaves, memory
 from .problem import Problem
 
 Time = float | Tensor
@@ -227,7 +227,7 @@ def unlisted_leaves(
     return [
         leaf
         for leaf in leaves(root, stop=origin.grad_fn)
-        if id(leaf) not in known and leaf.data_ptr() != origin.data_ptr()
+        if id(leaf) not in known and memory(leaf) != memory(origin)
     ]
 
 

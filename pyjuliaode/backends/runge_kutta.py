@@ -46,7 +46,9 @@ class Sides:
 
 
 def nudge(t: float, towards: float, dtype: torch.dtype) -> float:
-    """The number in ``dtype`` next to t on the side of another."""
+    """The normal number in ``dtype`` next to t on the side of another."""
+    if t == 0.0:  # next to it are subnormal numbers, which some devices and libraries flush to it
+        return math.copysign(torch.finfo(dtype).tiny, towards)
     if dtype == torch.float64:
         return math.nextafter(t, towards)
     x = torch.tensor([t, towards], dtype=torch.float64, device="cpu").to(dtype)

@@ -47,7 +47,7 @@ class PanSpiral(PanTable):
     )
 
     def field(self, t: Tensor | None, y: Tensor) -> Tensor:
-        return torch.tanh(y @ y.new_tensor(P).T)
+        return torch.tanh(y @ torch.tensor(P, dtype=y.dtype, device=y.device).T)
 
     def reference(self) -> list[float]:
         start = [Decimal(2), Decimal(1)]
