@@ -45,8 +45,8 @@ class Rings(TiedStudy):
     The paper has the ResNet fail, since paths of a first-order flow cannot cross. A ResNet that is
     a homeomorphism, "iresnet", does on four rings (accuracy 0.8). One that is free to leap from one
     side of a ring to the other does not, once clipping makes it train: over eight seeds it reaches
-    0.96 and the momentum network 0.98. "leaps" is the share of points at which a layer reverses orientation, as
-    no step along a flow does.
+    0.96 and the momentum network 0.98. "leaps" is the share of points at which a layer reverses
+    orientation, as no step along a flow does.
     """
 
     name = "rings"
