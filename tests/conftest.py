@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 import pyjuliaode
+from pyjuliaode import plotting
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,3 +61,24 @@ def float64() -> Iterator[torch.dtype]:
     torch.set_default_dtype(torch.float64)
     yield torch.float64
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For the tests that look at figures; the others do not wait for them."""
+
+
+@pytest.fixture
+def skip_figures(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Has figures of these names not drawn, nor files of any; but for tests with ``drawn``."""
+
+    def skip(*names: str) -> None:
+        if "drawn" in request.fixturenames:
+            return
+        for name in names:
+            monkeypatch.setattr(plotting, name, lambda *data: None)
+        monkeypatch.setattr(plotting, "save", lambda figure, path: path.touch())
+
+    return skip

@@ -37,25 +37,16 @@ COUNTS = {
 }
 
 
-@pytest.fixture
-def drawn():
-    """For the tests that look at figures; the others do not wait for them."""
-
-
 @pytest.fixture(autouse=True)
-def _without_figures(request, monkeypatch):
-    if "drawn" in request.fixturenames:
-        return
-    for name in (
+def _without_figures(skip_figures):
+    skip_figures(
         "training",
         "comparison",
         "point_cloud",
         "point_cloud_evolution",
         "optimizer_paths",
         "momentum_refit",
-    ):
-        monkeypatch.setattr(plotting, name, lambda *data: None)
-    monkeypatch.setattr(plotting, "save", lambda figure, path: path.touch())
+    )
 
 
 def quick(out, name="point-cloud", **choices):

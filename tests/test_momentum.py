@@ -423,6 +423,15 @@ def test_numbers_that_are_not_finite_are_an_error(bad):
         net([nn.Tanh()])(x + bad)
 
 
+def test_an_error_of_a_function_comes_out_as_itself():
+    class Fails(nn.Module):
+        def forward(self, x):
+            return x * math.exp(1e9)
+
+    with pytest.raises(OverflowError, match="math range error"):
+        net([nn.Tanh(), Fails()])(torch.randn(4, dtype=F64, requires_grad=True))
+
+
 def test_gradients_to_tensors_that_nobody_knows_are_refused():
     class Closed(nn.Module):
         def __init__(self, tensor):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from pyjuliaode import plotting
 from pyjuliaode.errors import InvalidArgumentError
 from pyjuliaode.experiments import get, run
 from pyjuliaode.experiments.cubic import FLOOR
@@ -28,18 +27,9 @@ QUICK = {
 }
 
 
-@pytest.fixture
-def drawn():
-    """For the tests that look at figures; the others do not wait for them."""
-
-
 @pytest.fixture(autouse=True)
-def _without_figures(request, monkeypatch):
-    if "drawn" in request.fixturenames:
-        return
-    for name in ("separation", "descent", "crossing", "excess_loss"):
-        monkeypatch.setattr(plotting, name, lambda *data: None)
-    monkeypatch.setattr(plotting, "save", lambda figure, path: path.touch())
+def _without_figures(skip_figures):
+    skip_figures("separation", "descent", "crossing", "excess_loss")
 
 
 def quick(name, out, **choices):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..experiments.markdown import table
 from .competitors import BASE, PACKAGES
 from .measure import Row
 
@@ -12,12 +13,6 @@ Result = Mapping[str, Any]
 Curve = list[tuple[float, float]]  # of (error, seconds), from loose to tight
 WHATS = ("forward", "gradient")
 GROWTH_COUNTS = "NFE, forward + backward; calls/NFE where a call evaluates more than once"
-
-
-def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (header, rule, *rows))
 
 
 def rows_of(problem: Result, what: str, key: str = "rows") -> list[Row]:

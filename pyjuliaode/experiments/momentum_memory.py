@@ -20,6 +20,7 @@ from ..momentum.exact import ExactState, Ratio
 from .base import Defaults, Study
 from .config import RunConfig
 from .folder import RunFolder
+from .markdown import table
 
 # name -> (how the gradient is found, gamma); None is the paper's, which varies with the depth
 WAYS: dict[str, tuple[str, float | None]] = {
@@ -244,15 +245,14 @@ def markdown(results: Mapping[str, Any]) -> str:
     """What ``final`` holds, as a table, under the depths that it is of."""
     depths = sorted({row["depth"] for row in results["rows"]})
     heads = ["gradient", *(heading for heading, _ in _COLUMNS.values())]
-    lines = [f"Depth {depths[-1]:,}; growth over depth {depths[0]:,}.", ""]
-    lines += [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * len(_COLUMNS)}"]
+    lines = []
     for way, final in results["final"].items():
-        cells = [
-            "-" if final[key] is None else f"{final[key]:{form}}"
-            for key, (_, form) in _COLUMNS.items()
-        ]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        values = ((final[key], form) for key, (_, form) in _COLUMNS.items())
+        lines.append(
+            [way, *("-" if value is None else f"{value:{form}}" for value, form in values)]
+        )
+    title = f"Depth {depths[-1]:,}; growth over depth {depths[0]:,}."
+    return f"{title}\n\n{table(heads, lines)}\n"
 
 
 EXPERIMENT = MomentumMemoryExperiment()

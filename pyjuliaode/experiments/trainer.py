@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +28,6 @@ COSTS = ("nfe_forward", "nfe_backward", "sequential_forward", "sequential_backwa
 
 class TrainingError(PyJuliaODEError, RuntimeError):
     """Training cannot go on: the loss is no longer finite."""
-
-
-class ODEModel(Protocol):
-    """What the trainer needs of a network: call it, and ask what its last solve cost."""
-
-    @property
-    def stats(self) -> Any: ...
-
-    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 @dataclass

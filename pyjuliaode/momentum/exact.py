@@ -97,6 +97,10 @@ class Ratio:
         return 0 if self.n == self.d else max(1, math.ceil(depth / self.layers_per_word))
 
 
+class NotFinite(Exception):
+    """A number that no whole number stands for."""
+
+
 class Broken(Exception):
     """The layers, undone, do not lead back to where they began."""
 
@@ -106,6 +110,9 @@ class ExactState:
 
     Layers go by :meth:`advance`, v <- gamma v + (1 - gamma) f and x <- x + v, and are undone by
     :meth:`retreat`, which gives x before the layer, and :meth:`undo`, which is told f there.
+
+    Raises:
+        NotFinite: x or v is not.
     """
 
     def __init__(self, x: Tensor, v: Tensor, gamma: float):
@@ -113,7 +120,7 @@ class ExactState:
         self.dtype, self.whole = x.dtype, self.ratio.whole
         size = max(_largest(x), _largest(v))
         if not math.isfinite(size):
-            raise OverflowError("x or v is not finite")
+            raise NotFinite
         bits = self.whole.bits - self.whole.room
         self.shift = min(bits - math.frexp(size)[1], 1000)
         self.x, self.v = self._whole(x, 1.0), self._whole(v, 1.0)
@@ -164,11 +171,11 @@ class ExactState:
         """The next layer, whose function gave ``f``.
 
         Raises:
-            OverflowError: ``f`` is not finite.
+            NotFinite: ``f`` is not.
         """
         size = self.gain * _largest(f)
         if not math.isfinite(size):
-            raise OverflowError("the function's value is not finite")
+            raise NotFinite
         self._make_room(size)
         self._multiply()
         self.v.add_(self._whole(f, self.gain))

@@ -19,7 +19,7 @@ from ..errors import SolverError
 from ..refusal import once_only
 from ..solution import Retcode
 from .calls import Buffers, Randomness, autocast_now, check_leaves, frozen_statistics, residual
-from .exact import Broken, ExactState
+from .exact import Broken, ExactState, NotFinite
 
 BACKPROP = "use mode='backprop'"
 
@@ -42,7 +42,6 @@ class Task:
     checked: set[nn.Module]
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    state: ExactState | None = None
 
     def __post_init__(self) -> None:
         self.leaves, self.spec = pytree.tree_flatten((tuple(self.args), dict(self.kwargs)))
@@ -80,13 +79,15 @@ def forward(task: Task, x: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Exac
     """The exact state after the last layer."""
     tensors = _detached(tensors)
     task.random, task.autocast = [], autocast_now(x.device.type)
+    what = "x or v is not finite (the input)"
     try:
         state = ExactState(x, v, task.gamma)
         for k, function in enumerate(task.functions):
-            state.advance(_first_call(task, k, function, state.value(), tensors))
-    except OverflowError as error:
-        at = f"functions[{k}]" if "function" in str(error) else "the input"
-        raise SolverError(f"MomentumNet: {error} ({at})", Retcode.UNSTABLE) from None
+            f = _first_call(task, k, function, state.value(), tensors)
+            what = f"the function's value is not finite (functions[{k}])"
+            state.advance(f)
+    except NotFinite:
+        raise SolverError(f"MomentumNet: {what}", Retcode.UNSTABLE) from None
     return state
 
 

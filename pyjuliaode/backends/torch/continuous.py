@@ -34,7 +34,7 @@ from .callbacks import Callbacks
 from .control import StepFailure, rms
 from .dense import DenseOutput
 from .fixed import fixed_grid
-from .forward import Trace, run
+from .forward import Trace, differentiated, run
 from .pan import PanStep
 from .plan import Plan
 
@@ -94,10 +94,7 @@ def run_continuous(
     ``backward_rhs`` makes what takes the products of the backward solve.
     """
     task = AdjointTask(problem, plan, adjoint, stats, rhs, kwargs, backward_rhs)
-    rows = _ContinuousAdjoint.apply(task, problem.y0, problem.t, *problem.params)
-    trace = task.trace
-    trace.rows = rows
-    return trace
+    return differentiated(_ContinuousAdjoint, task)
 
 
 class _ContinuousAdjoint(torch.autograd.Function):

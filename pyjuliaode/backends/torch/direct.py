@@ -21,7 +21,7 @@ from ...rhs import RHS
 from ...solution import SolveStats
 from ..autocast import autocast_off
 from ..replay import Product, Steps, clock_of, replay
-from .forward import Trace, run
+from .forward import Trace, differentiated, run
 from .plan import Plan
 
 
@@ -82,10 +82,7 @@ def run_replay(
     ``product`` makes what takes the products through the steps otherwise than by replaying.
     """
     task = ReplayTask(problem, plan, stats, {"rhs": rhs, **kwargs}, f0, product)
-    rows = _Replay.apply(task, problem.y0, problem.t, *problem.params)
-    trace = task.trace
-    trace.rows = rows
-    return trace
+    return differentiated(_Replay, task)
 
 
 class _Replay(torch.autograd.Function):

@@ -133,6 +133,18 @@ def run(
     return trace
 
 
+def differentiated(function: type[torch.autograd.Function], task: Any) -> Trace:
+    """The trace of a run that ``function`` makes and differentiates.
+
+    ``function`` takes ``task``, y0, t and the parameters of ``task.problem``, returns the rows, and
+    leaves the rest of the trace in ``task.trace``.
+    """
+    problem = task.problem
+    rows = function.apply(task, problem.y0, problem.t, *problem.params)
+    task.trace.rows = rows
+    return task.trace
+
+
 def _dense_output(
     plan: Plan, rhs: RHS, t0: float, direction: float, wanted: bool
 ) -> DenseOutput | None:

@@ -23,7 +23,7 @@ from ....refusal import once_only
 from ....rhs import RHS
 from ....solution import Retcode, SolveStats
 from ...autocast import autocast_off
-from ..forward import Trace, run
+from ..forward import Trace, differentiated, run
 from ..plan import Plan
 from .basis import F64
 from .dense import PanOutput
@@ -52,10 +52,7 @@ def run_pan(
 ) -> Trace:
     """Forward run, differentiated through the equations that it has solved."""
     task = PanTask(problem, plan, rhs, stats, options, f0)
-    rows = _Pan.apply(task, problem.y0, problem.t, *problem.params)
-    trace = task.trace
-    trace.rows = rows
-    return trace
+    return differentiated(_Pan, task)
 
 
 class _Pan(torch.autograd.Function):
