@@ -325,6 +325,18 @@ def test_a_loss_that_is_not_finite_says_what_to_try(tmp_path):
         quick(tmp_path, callbacks=[Spoil()])
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("cubic", {"depth": 0}), ("momentum-digits", {"data": "none"})],
+)
+def test_a_run_that_cannot_begin_removes_nothing(tmp_path, name, settings):
+    (tmp_path / "metrics.json").write_text('{"config": {}, "status": "finished"}')
+    (tmp_path / "old.png").touch()
+    with pytest.raises(InvalidArgumentError):
+        run(name, out=tmp_path, overwrite=True, settings=settings, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "old.png"}
+
+
 # ---------------------------------------------------------------- refusals
 
 

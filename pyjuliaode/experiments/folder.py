@@ -30,9 +30,13 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        self._replaces = False  # the run that lies there, with the first file that is written
 
     def open(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Make the folder ready for a run with ``config``, or refuse before anything is written.
+
+        With ``overwrite`` the old run is as good as gone, and is removed as the new one first
+        writes: one that cannot begin leaves it where it is.
 
         Raises:
             InvalidArgumentError: another run lies there, or this one and neither ``resume`` nor
@@ -43,8 +47,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidArgumentError(f"cannot write to {self.path}: {error}") from error
-        if overwrite:
-            self._remove_run()
+        self._replaces = overwrite
 
     def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Raise what :meth:`open` would raise for the run that lies there; write nothing."""
@@ -85,6 +88,8 @@ class RunFolder:
         Raises:
             InvalidArgumentError: the file is there but is not the metrics of a run.
         """
+        if self._replaces:
+            return None
         path = self.path / METRICS
         try:
             metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -120,7 +125,7 @@ class RunFolder:
             InvalidArgumentError: the file is there but cannot be loaded.
         """
         path = self.path / CHECKPOINT
-        if not path.exists():
+        if self._replaces or not path.exists():
             return None
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -136,6 +141,9 @@ class RunFolder:
     def write(self, name: str, writer: Callable[[Path], Any]) -> Path:
         """Let ``writer`` write a temporary file, then rename it to ``name`` in this folder."""
         target = self.path / name
+        if self._replaces:
+            self._remove_run()
+            self._replaces = False
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix
