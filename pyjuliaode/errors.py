@@ -49,6 +49,31 @@ class SolverError(PyJuliaODEError, RuntimeError):
         return type(self), (str(self), self.retcode, None)
 
 
+class DropInError(SolverError, AssertionError):
+    """A :class:`SolverError` of torchdiffeq's functions, whose users catch AssertionError.
+
+    Its message begins with torchdiffeq's own words.
+    """
+
+
+def solver_error(
+    message: str, retcode: Retcode, solution: Solution | None = None, drop_in: bool = False
+) -> SolverError:
+    """The error for a solve that failed; of torchdiffeq's kind where ``drop_in``."""
+    if not drop_in:
+        return SolverError(message, retcode, solution)
+    words = _THEIRS.get(str(retcode))
+    return DropInError(f"{words}: {message}" if words else message, retcode, solution)
+
+
+_THEIRS = {
+    "MaxIters": "max_num_steps exceeded",
+    "DtLessThanMin": "underflow in dt",
+    "Unstable": "underflow in dt",  # what NaN comes to there
+    "DtNaN": "underflow in dt",
+}
+
+
 class GradientWarning(UserWarning):
     """A gradient that the user may expect is not going to be computed."""
 
@@ -65,6 +90,20 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> InvalidArgumentError:
     """The error for a wrong name: the nearest valid ones first, then all of them."""
     valid = sorted(valid)
-    near = difflib.get_close_matches(str(name).lower(), valid, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return InvalidArgumentError(f"unknown {kind} {name!r}.{hint} Valid: {', '.join(valid)}.")
+    return InvalidArgumentError(
+        f"unknown {kind} {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}."
+    )
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """' Did you mean 'x' or 'y'?', with its blank; empty where nothing is near."""
+    near = difflib.get_close_matches(str(name).lower(), sorted(valid), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """One more line to what an exception says (``add_note``, which Python 3.10 lacks)."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    elif len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n{note}",)

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 
-def nodes(root: Tensor, stop: Any = None) -> Iterator[Any]:
-    """Every node from which ``root`` was computed, once; ``stop`` and what is below it are not."""
-    seen, pending = {stop}, [root.grad_fn]
+def nodes(root: Tensor, *stops: Tensor) -> Iterator[Any]:
+    """Every node from which ``root`` was computed, once, but not what made ``stops``."""
+    seen, pending = {stop.grad_fn for stop in stops}, [root.grad_fn]
     while pending:
         node = pending.pop()
         if node is None or node in seen:
@@ -20,9 +20,9 @@ def nodes(root: Tensor, stop: Any = None) -> Iterator[Any]:
         pending += [parent for parent, _ in node.next_functions]
 
 
-def leaves(root: Tensor, stop: Any = None) -> Iterator[Tensor]:
+def leaves(root: Tensor, *stops: Tensor) -> Iterator[Tensor]:
     """The leaves among :func:`nodes`: what a gradient of ``root`` is collected in."""
-    for node in nodes(root, stop):
+    for node in nodes(root, *stops):
         leaf = getattr(node, "variable", None)
         if leaf is not None:
             yield leaf
@@ -34,7 +34,7 @@ def saved_bytes(root: Tensor, origin: Tensor) -> int:
     Leaves (parameters) are not counted: they live anyway.
     """
     seen, total = set(), 0
-    for node in nodes(root, origin.grad_fn):
+    for node in nodes(root, origin):
         for name in dir(node):
             if not name.startswith("_saved_"):
                 continue

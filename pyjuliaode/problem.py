@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import InvalidArgumentError, UnsupportedError
+from .arguments import shown
+from .errors import InvalidArgumentError
+from .signature import check_func
 
 State = Any  # a tensor, or a tuple of tensors
 
@@ -38,34 +41,79 @@ class Structure:
         """The state of a flat vector (*lead, N)."""
         if not self.is_tuple:
             return flat.view(lead + self.shapes[0])
-        parts = flat.split(self.sizes, dim=-1)
+        if lead:  # a result: what comes of split() cannot be changed in place
+            ends = accumulate(self.sizes)
+            parts = [flat[..., end - n : end] for n, end in zip(self.sizes, ends, strict=True)]
+        else:
+            parts = flat.split(self.sizes, dim=-1)
         return tuple(p.reshape(lead + s) for p, s in zip(parts, self.shapes, strict=True))
 
-    def check_output(self, out: State, flat: Tensor) -> None:
-        """Raise where the field's output does not fit the state, naming both."""
-        if self.is_tuple != (not isinstance(out, Tensor)):
+    def fit(self, out: State, like: Tensor, drop_in: bool) -> Callable[[State], State] | None:
+        """What makes outputs such as ``out`` those of the state's dtype and shapes; None: they are.
+
+        Half precision, which comes of autocast inside a field, is widened. What torchdiffeq takes
+        beyond that is taken where ``drop_in``: any real dtype, and dimensions of size 1 too many
+        or too few, in a tuple or of a single number.
+
+        Raises:
+            InvalidArgumentError: the field's output does not fit the state; names both.
+        """
+        if self.is_tuple != isinstance(out, (tuple, list)):
             wanted = "a tuple of tensors" if self.is_tuple else "a tensor"
             raise InvalidArgumentError(
                 f"the field must return {wanted}, like y0; it returned {type(out).__name__}"
             )
         parts = tuple(out) if self.is_tuple else (out,)
-        shapes = tuple(p.shape for p in parts)
-        if shapes != self.shapes:
+        for part in parts:
+            if not isinstance(part, Tensor):
+                what = "a tuple of tensors" if self.is_tuple else "a tensor"
+                raise InvalidArgumentError(
+                    f"the field must return {what}, like y0; it returned {type(part).__name__}"
+                    + (" among them" if self.is_tuple else "")
+                )
+        shapes = tuple(tuple(p.shape) for p in parts)
+        if shapes != self.shapes and not (drop_in and self._same_but_for_ones(shapes)):
             raise InvalidArgumentError(
                 f"the field must return the shape of its state: wanted {_show(self.shapes)}, "
                 f"got {_show(shapes)}"
             )
         for part in parts:
-            if part.dtype != flat.dtype or part.device != flat.device:
+            if part.device != like.device or not _widens(part.dtype, like.dtype, drop_in):
                 raise InvalidArgumentError(
-                    f"the field must keep dtype and device of y0: wanted {flat.dtype} on "
-                    f"{flat.device}, got {part.dtype} on {part.device}"
+                    f"the field must keep dtype and device of y0: wanted {like.dtype} on "
+                    f"{like.device}, got {part.dtype} on {part.device}"
                 )
+        if shapes == self.shapes and all(p.dtype == like.dtype for p in parts):
+            return None
+        return partial(self._fitted, dtype=like.dtype)
+
+    def _same_but_for_ones(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        if not self.is_tuple and self.total != 1:
+            return False
+        return [[n for n in s if n != 1] for s in shapes] == [
+            [n for n in s if n != 1] for s in self.shapes
+        ]
+
+    def _fitted(self, out: State, dtype: torch.dtype) -> State:
+        if not self.is_tuple:
+            return out.to(dtype).reshape(self.shapes[0])
+        return tuple(p.to(dtype).reshape(s) for p, s in zip(out, self.shapes, strict=True))
 
 
-def _show(shapes: Sequence[torch.Size]) -> str:
-    shown = [tuple(s) for s in shapes]
-    return str(shown[0]) if len(shown) == 1 else str(shown)
+HALF = (torch.float16, torch.bfloat16)
+
+
+def _widens(given: torch.dtype, wanted: torch.dtype, drop_in: bool) -> bool:
+    """Whether numbers of one dtype are taken for those of another."""
+    if given == wanted:
+        return True
+    if given.is_complex:
+        return drop_in and wanted.is_complex
+    return drop_in or (given in HALF and wanted not in HALF)
+
+
+def _show(shapes: Sequence[tuple[int, ...]]) -> str:
+    return str(shapes[0]) if len(shapes) == 1 else str(list(shapes))
 
 
 @dataclass
@@ -82,6 +130,8 @@ class Problem:
         mass: diagonal (N,) of the mass matrix in mass * dy/dt = func(t, y), or None for ones.
         repeats: where the user asked for times repeatedly, the row of each; else None.
         second_order: the first half of y has the second half as its derivative.
+        drop_in: asked through torchdiffeq's functions, whose ways then hold: what a field may
+            return, what a solve that fails raises, NaN of methods without error control.
     """
 
     func: Callable[[Tensor, State], State]
@@ -93,19 +143,32 @@ class Problem:
     mass: Tensor | None = None
     second_order: bool = False
     repeats: tuple[int, ...] | None = None
+    drop_in: bool = False
 
     @cached_property
     def params(self) -> tuple[Tensor, ...]:
         """Tensors for which a continuous adjoint computes gradients."""
         if self.explicit_params is not None:
             return self.explicit_params
-        found = self.func.parameters() if isinstance(self.func, nn.Module) else ()
+        found = parameters_of(self.func) if isinstance(self.func, nn.Module) else ()
         return tuple(p for p in found if p.requires_grad)
 
     @property
     def time_dtype(self) -> torch.dtype:
         """Real dtype in which times are handed to ``func``: that of the state."""
         return self.y0.dtype.to_real() if self.y0.is_complex() else self.y0.dtype
+
+    def up_to(self, t_end: float) -> Problem:
+        """The same until an earlier time, which is then the last that is requested."""
+        direction = 1.0 if self.times[-1] > self.times[0] else -1.0
+        n = sum(direction * (t_end - t) > 0 for t in self.times)
+        t = self.t[:n].to(torch.float64)
+        return replace(
+            self,
+            t=torch.cat([t, t.new_tensor([t_end])]),
+            times=[*self.times[:n], t_end],
+            repeats=None,
+        )
 
     @classmethod
     def build(
@@ -115,32 +178,45 @@ class Problem:
         t: Tensor | Sequence[float],
         params: Sequence[Tensor] | None = None,
         single_time: bool = False,
+        drop_in: bool = False,
     ) -> Problem:
         """Validate the user's arguments and bring them into the one form that backends take.
 
         Raises:
             InvalidArgumentError: naming the argument, what came and what is wanted.
-            UnsupportedError: half-precision states.
         """
         if not callable(func):
             raise InvalidArgumentError(
                 f"func must be callable as func(t, y), got {type(func).__name__}"
             )
-        y0 = _check_state(y0)
-        structure = Structure(y0)
-        flat = structure.pack(y0)
-        t = _check_times(t, flat, single_time)
-        named = None if params is None else _check_params(params)
-        times = _numbers(t)
-        _check_monotone(times, single_time)
-        t, times, repeats = _without_repeats(t, times)
+        check_func(func)
+        y0 = _check_state(y0, drop_in)
         # asked of the type: a module that lacks it searches its parameters and buffers at length
         kind = type(func)
+        if hasattr(kind, "check_state"):
+            func.check_state(y0)
+        structure = Structure(y0)
+        flat = structure.pack(y0)
+        t, times = _check_times(t, flat.device, single_time)
+        named = None
+        if params is not None:
+            named = _check_params("adjoint_params" if drop_in else "params", params)
+        _check_monotone(times, single_time)
+        t, times, repeats = _without_repeats(t, times)
         mass = None
         if hasattr(kind, "mass_of"):
             mass = _check_mass(func.mass_of(y0), structure, flat)
         second_order = hasattr(kind, "position_first") and func.position_first
-        return cls(func, flat, t, times, structure, named, mass, second_order, repeats)
+        return cls(func, flat, t, times, structure, named, mass, second_order, repeats, drop_in)
+
+
+def parameters_of(module: nn.Module) -> Iterator[Tensor]:
+    """The parameters of a module; those of a copy that DataParallel made are no Parameters."""
+    if not getattr(module, "_is_replica", False):
+        yield from module.parameters()
+        return
+    for part in module.modules():
+        yield from (x for x in vars(part).values() if isinstance(x, Tensor) and x.requires_grad)
 
 
 def _numbers(t: Tensor) -> list[float]:
@@ -171,17 +247,22 @@ def _check_mass(mass: State, structure: Structure, like: Tensor) -> Tensor:
     return found
 
 
-def _check_params(params: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _check_params(name: str, params: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    if isinstance(params, (Tensor, nn.Module, str)) or not isinstance(params, Iterable):
+        raise InvalidArgumentError(
+            f"{name} must be a sequence of tensors, for example tuple(module.parameters()) or "
+            f"(tensor,), got {type(params).__name__}"
+        )
     params = tuple(params)
     for p in params:
         if not isinstance(p, Tensor):
             raise InvalidArgumentError(
-                f"adjoint_params must be tensors, got an element of type {type(p).__name__}"
+                f"{name} must hold tensors, got an element of type {type(p).__name__}"
             )
     return tuple(p for p in params if p.requires_grad)
 
 
-def _check_state(y0: State) -> State:
+def _check_state(y0: State, drop_in: bool) -> State:
     if isinstance(y0, Tensor):
         parts: tuple[Any, ...] = (y0,)
     elif isinstance(y0, (tuple, list)) and y0:
@@ -190,16 +271,16 @@ def _check_state(y0: State) -> State:
         raise InvalidArgumentError(
             f"y0 must be a tensor or a non-empty tuple of tensors, got {type(y0).__name__}"
         )
+    for i, part in enumerate(parts):
+        _check_part("y0" if isinstance(y0, Tensor) else f"y0[{i}]", part)
+    if drop_in and len({part.dtype for part in parts}) > 1:  # as torch.cat has it
+        common = parts[0].dtype
+        for part in parts:
+            common = torch.promote_types(common, part.dtype)
+        parts = y0 = tuple(part.to(common) for part in parts)
     first = parts[0]
     for i, part in enumerate(parts):
         name = "y0" if isinstance(y0, Tensor) else f"y0[{i}]"
-        if not isinstance(part, Tensor):
-            raise InvalidArgumentError(f"{name} must be a tensor, got {type(part).__name__}")
-        if part.dtype in (torch.float16, torch.bfloat16):
-            raise UnsupportedError(
-                f"{name} is {part.dtype}: a step size cannot be controlled in half precision. Keep "
-                "the state in float32 and use torch.autocast inside the field."
-            )
         if not (part.is_floating_point() or part.is_complex()):
             raise InvalidArgumentError(
                 f"{name} must be floating point or complex, got {part.dtype}; use {name}.float()"
@@ -212,34 +293,72 @@ def _check_state(y0: State) -> State:
     return y0
 
 
-def _check_times(t: Tensor | Sequence[float], flat: Tensor, single_time: bool) -> Tensor:
+def _check_part(name: str, part: Any) -> None:
+    """Raise where a part of the state is no tensor of numbers in memory."""
+    if not isinstance(part, Tensor):
+        raise InvalidArgumentError(f"{name} must be a tensor, got {type(part).__name__}")
+    kind = None
+    if part.layout != torch.strided:
+        kind, remedy = f"of layout {part.layout}", "use to_dense()"
+    elif part.is_nested:
+        kind, remedy = "a nested tensor", "use to_padded_tensor()"
+    elif part.is_quantized:
+        kind, remedy = "quantized", "use dequantize()"
+    elif part.device.type == "meta":
+        kind, remedy = "on the meta device, which holds no numbers", "use a real one"
+    if kind is not None:
+        raise InvalidArgumentError(f"{name} must be a dense tensor, but it is {kind}; {remedy}")
+
+
+def check_times(t: Tensor | Sequence[float]) -> Tensor:
+    """Requested times as a tensor: as it is, or of numbers on the host, in float64.
+
+    Raises:
+        InvalidArgumentError: fewer than two, not finite, or not monotone.
+    """
+    device = t.device if isinstance(t, Tensor) else torch.device("cpu")
+    t, times = _check_times(t, device, False)
+    _check_monotone(times, False)
+    return t
+
+
+def _check_times(
+    t: Tensor | Sequence[float], device: torch.device, single_time: bool
+) -> tuple[Tensor, list[float]]:
+    """The times as a tensor and as numbers."""
     if not isinstance(t, Tensor):
         try:
-            t = torch.tensor([float(x) for x in t], dtype=torch.float64, device=flat.device)
+            times = [float(x) for x in t]
         except (TypeError, ValueError):
             raise InvalidArgumentError(
-                f"t must be a 1-d tensor or a sequence of numbers, got {t!r}"
+                f"t must be a 1-d tensor or a sequence of numbers, got {shown(t)}"
             ) from None
-    if t.ndim != 1:
-        raise InvalidArgumentError(f"t must have one dimension, got shape {tuple(t.shape)}")
-    if t.is_complex() or not t.is_floating_point():
-        raise InvalidArgumentError(f"t must be of a real floating dtype, got {t.dtype}")
+        t = torch.tensor(times, dtype=torch.float64, device=device)
+    else:
+        if t.ndim != 1:
+            raise InvalidArgumentError(f"t must have one dimension, got shape {tuple(t.shape)}")
+        if not t.is_floating_point():
+            raise InvalidArgumentError(
+                f"t must be of a real floating dtype, got {t.dtype}; use t.to(torch.float64)"
+            )
+        if t.device != device and t.device.type != "cpu":
+            raise InvalidArgumentError(f"t is on {t.device} but y0 is on {device}")
+        times = _numbers(t)
     least = 1 if single_time else 2
-    if t.numel() < least:
-        raise InvalidArgumentError(f"t must hold at least {least} times, got {t.numel()}")
-    if t.device != flat.device and t.device.type != "cpu":
-        raise InvalidArgumentError(f"t is on {t.device} but y0 is on {flat.device}")
-    return t
+    if len(times) < least:
+        raise InvalidArgumentError(f"t must hold at least {least} times, got {len(times)}")
+    return t, times
 
 
 def _without_repeats(
     t: Tensor, times: list[float]
 ) -> tuple[Tensor, list[float], tuple[int, ...] | None]:
     """Times without repetitions, and the row of every one asked for where there were any."""
-    kept = [i for i, x in enumerate(times) if i == 0 or x != times[i - 1]]
-    if len(kept) == len(times):
+    first = [i == 0 or x != times[i - 1] for i, x in enumerate(times)]
+    if all(first):
         return t, times, None
-    rows = tuple(sum(k <= i for k in kept) - 1 for i in range(len(times)))
+    kept = [i for i, new in enumerate(first) if new]
+    rows = tuple(row - 1 for row in accumulate(first))
     return t[kept], [times[i] for i in kept], rows
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import GradientWarning, InvalidArgumentError, UnsupportedError, warn
+from .errors import GradientWarning, InvalidArgumentError, UnsupportedError, add_note, warn
 from .graph import leaves, memory
-from .problem import Problem
+from .problem import Problem, State
 
 Time = float | Tensor
 
@@ -39,6 +40,7 @@ class RHS:
         self.n_jacobians = 0
         self.inspect: Callable[[Tensor, Tensor], None] | None = None
         self._checked = False
+        self._fit: Callable[[Any], Any] | None = None  # what makes its outputs fit the state
 
     @property
     def params(self) -> tuple[Tensor, ...]:
@@ -50,23 +52,33 @@ class RHS:
             return t.to(dtype=self.time_dtype, device=self.device)
         return torch.scalar_tensor(t, dtype=self.time_dtype, device=self.device)
 
+    def value(self, t: Tensor, y: State) -> State:
+        """The user's function on the user's state, uncounted; an error of its own gets a note."""
+        try:
+            out = self.func(t, y)
+        except Exception as error:
+            add_note(error, f"(func was called with {_described(t, y)})")
+            raise
+        if not self._checked:
+            self._fit = self.structure.fit(out, self._problem.y0, self._problem.drop_in)
+            self._checked = True
+        return out if self._fit is None else self._fit(out)
+
     def __call__(self, t: Time, y: Tensor) -> Tensor:
         """Value: (N,) -> (N,)."""
         self.nfe += 1
         t = self.time(t)
         version = None if self._checked or y.is_inference() else y._version
         if self._shape is None:
-            out = self.func(t, self.structure.unpack(y))
+            out = self.value(t, self.structure.unpack(y))
         else:
-            out = self.func(t, y.view(self._shape))
-        if not self._checked:
-            self.structure.check_output(out, y)
-            if version is not None and version != y._version:
-                raise InvalidArgumentError(
-                    "the field modifies the state that it is given in place; it must return a new "
-                    "tensor (y * 2 rather than y.mul_(2))"
-                )
-            self._checked = True
+            out = self.value(t, y.view(self._shape))
+        if version is not None and version != y._version:
+            self._checked = False
+            raise InvalidArgumentError(
+                "the field modifies the state that it is given in place; it must return a new "
+                "tensor (y * 2 rather than y.mul_(2))"
+            )
         return self.structure.pack(out) if self._shape is None else out.reshape(-1)
 
     def destinations(self, k: Tensor) -> list[Tensor]:
@@ -93,7 +105,7 @@ class RHS:
             out = self(t, y).view_as(row)
             self.nfe -= 1
         else:
-            out = self.func(t, y.view(self._shape))
+            out = self.value(t, y.view(self._shape))
         if out.requires_grad and torch.is_grad_enabled():
             return True
         row.copy_(out)
@@ -104,7 +116,7 @@ class RHS:
 
         The state is copied for the user's module, which may keep it, while ``source`` is a buffer.
         """
-        func, make, dtype, device = self.func, torch.scalar_tensor, self.time_dtype, self.device
+        value, make, dtype, device = self.value, torch.scalar_tensor, self.time_dtype, self.device
         state = None if self._shape is None else source.view(self._shape)
 
         def write(t: float) -> None:
@@ -112,13 +124,13 @@ class RHS:
                 row.copy_(self(t, source.clone()).view_as(row))
                 return
             self.nfe += 1
-            row.copy_(func(make(t, dtype=dtype, device=device), state.clone()))
+            row.copy_(value(make(t, dtype=dtype, device=device), state.clone()))
 
         return write
 
     def flat(self, t: Tensor, y: Tensor) -> Tensor:
         """The user's function of a 0-d time and a flat state, uncounted."""
-        return self.structure.pack(self.func(t, self.structure.unpack(y)))
+        return self.structure.pack(self.value(t, self.structure.unpack(y)))
 
     def batched(self, t: Tensor, y: Tensor) -> Tensor:
         """Values at M times at once: (M,), (M, N) -> (M, N).
@@ -176,9 +188,9 @@ class RHS:
             if state:
                 y.requires_grad_()
             if shape is None:
-                out = self.structure.pack(self.func(self.time(t), self.structure.unpack(y)))
+                out = self.structure.pack(self.value(self.time(t), self.structure.unpack(y)))
             else:
-                out, cotangent = self.func(self.time(t), y), cotangent.view(shape)
+                out, cotangent = self.value(self.time(t), y), cotangent.view(shape)
             value = out.detach().reshape(-1)
             if not out.requires_grad:
                 return value, None, (None,) * len(wanted)
@@ -188,7 +200,10 @@ class RHS:
             inputs = (y, *wanted) if state else wanted
             if not inputs:
                 return value, None, ()
-            grads = torch.autograd.grad(out, inputs, cotangent, allow_unused=True)
+            # what was computed before the solve, of the parameters, is shared by all products
+            grads = torch.autograd.grad(
+                out, inputs, cotangent, allow_unused=True, retain_graph=True
+            )
         if not state:
             return value, None, grads
         return value, None if grads[0] is None else grads[0].reshape(-1), grads[1:]
@@ -199,7 +214,7 @@ class RHS:
         # inference mode has no gradients to enable, and a state made in it can have none
         with torch.inference_mode(False), torch.enable_grad():
             y = y.detach().clone().requires_grad_()
-            out = self.structure.pack(self.func(self.time(t), self.structure.unpack(y)))
+            out = self.structure.pack(self.value(self.time(t), self.structure.unpack(y)))
             if not out.requires_grad:
                 return y.new_zeros(y.numel(), y.numel())
             rows = torch.eye(y.numel(), dtype=y.dtype, device=y.device)
@@ -216,6 +231,18 @@ class RHS:
         return y.new_zeros(y.numel(), y.numel()) if found is None else found
 
 
+def _described(t: Tensor, y: State) -> str:
+    """The time and state of a call, for people."""
+    parts = (y,) if isinstance(y, Tensor) else y
+    states = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in parts)
+    try:
+        time = f"{float(t):.6g}" if t.numel() == 1 else f"of shape {tuple(t.shape)}"
+    except RuntimeError:  # no number within torch.func's transforms, nor while it is traced
+        time = "a tensor"
+    where = "" if parts[0].device.type == "cpu" else f" on {parts[0].device}"
+    return f"t = {time} ({t.dtype}) and y of shape {states}{where}"
+
+
 def unlisted_leaves(
     problem: Problem, root: Tensor, origin: Tensor, *listed: Tensor
 ) -> list[Tensor]:
@@ -226,7 +253,7 @@ def unlisted_leaves(
     known = {id(p) for p in (*problem.params, *listed, origin)}
     return [
         leaf
-        for leaf in leaves(root, stop=origin.grad_fn)
+        for leaf in leaves(root, origin, *problem.params)
         if id(leaf) not in known and memory(leaf) != memory(origin)
     ]
 

@@ -51,7 +51,8 @@ _ADVICE = {
     Retcode.TERMINATED: "",
     Retcode.MAX_ITERS: (
         "Raise max_steps (options['max_num_steps'] in odeint), loosen rtol/atol, shorten the time "
-        "span, or regularise the field; a stiff problem needs an implicit method."
+        "span, or regularise the field; a stiff problem needs an implicit method (Rodas5P of the "
+        "Julia backend, or scipy_solver with options={'solver': 'BDF'})."
     ),
     Retcode.DT_LESS_THAN_MIN: (
         "The solution blows up, or the problem is stiff or not smooth here, or rtol/atol are below "
@@ -95,7 +96,9 @@ class SolveStats:
         compiled: the steps were compiled (options={"compile": True} of the torch backend).
         retcode: how it ended.
         seconds: wall-clock time of the forward solve.
-        seconds_backward: wall-clock time of the backward pass where the adjoint is its own solve.
+        seconds_backward: wall-clock time of ``backward()`` through the solve; None before it has
+            run, and where it cannot be told from the rest ("direct" with the autograd graph of its
+            steps).
     """
 
     nfe_forward: int = 0
@@ -112,7 +115,7 @@ class SolveStats:
     compiled: bool = False
     retcode: Retcode = Retcode.SUCCESS
     seconds: float = 0.0
-    seconds_backward: float = 0.0
+    seconds_backward: float | None = None
 
     @property
     def sequential_forward(self) -> int:
@@ -153,9 +156,9 @@ class Solution:
     def __call__(self, t: Tensor | float) -> Tensor | tuple[Tensor, ...]:
         """Dense output: the state at any time within the span.
 
-        ``t`` is a number, or a tensor of shape () or (S,); the result has shape (*t.shape,
-        *y0.shape). The values carry no autograd graph: ask for times in ``t`` where gradients are
-        needed.
+        ``t`` is a number, a sequence of numbers, or a tensor of shape () or (S,); the result has
+        shape (*t.shape, *y0.shape). The values carry no autograd graph: ask for times in ``t``
+        where gradients are needed.
 
         Raises:
             UnsupportedError: the solve kept no dense output.

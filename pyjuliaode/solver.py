@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from torch import Tensor
+
+from .arguments import as_float, keywords, not_negative, positive, refuse_gradient, shown, whole
 from .errors import InvalidArgumentError, unknown_name
 
 ADJOINTS = ("auto", "direct", "backsolve", "interpolating", "gauss", "quadrature")
 NATIVE = ("auto", "always", "never")
+# the options of all methods and backends, see Solver
+OPTIONS = frozenset(
+    {
+        *("norm", "first_step", "min_step", "max_step", "safety", "ifactor", "dfactor", "step_t"),
+        *("jump_t", "perturb", "step_size", "grid_constructor", "interp", "max_order", "max_iters"),
+        *("solver", "max_num_steps", "dtype", "dense", "checkpoint", "graph_memory", "per_sample"),
+        *("batch_dim", "compile", "num_coeffs", "num_points", "max_coeffs", "coarse_steps"),
+        *("chunk_size", "checkpoints", "jacobian", "form", "initialization"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -86,20 +99,74 @@ class Solver:
         if self.native not in NATIVE:
             raise unknown_name("native", self.native, NATIVE)
         if not isinstance(self.method, str):
-            raise InvalidArgumentError(f"method must be a name, got {self.method!r}")
+            raise InvalidArgumentError(f"method must be a name, got {shown(self.method)}")
         for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
             value = getattr(self, name)
-            if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
-                raise InvalidArgumentError(f"{name} must be finite and >= 0, got {value!r}")
-        if self.dt is not None and not 0 < float(self.dt) < float("inf"):
-            raise InvalidArgumentError(f"dt must be positive and finite, got {self.dt!r}")
-        if int(self.max_steps) < 1:
-            raise InvalidArgumentError(f"max_steps must be at least 1, got {self.max_steps!r}")
+            if value is not None or not name.startswith("adjoint"):
+                _check_tolerance(name, value)
+        if self.dt is not None:
+            positive("dt", self.dt)
+        whole("max_steps", self.max_steps, 1)
         if self.options is not None and not isinstance(self.options, Mapping):
             raise InvalidArgumentError(
-                f"options must be a dict of names to values, got {type(self.options).__name__}"
+                f"options must be a dict of names to values, got {shown(self.options)}"
             )
+
+    @classmethod
+    def of(cls, value: Solver | str | None) -> Solver:
+        """A solver as it is, that of a method's name, or the default for None.
+
+        Raises:
+            InvalidArgumentError: it is something else.
+        """
+        if isinstance(value, Solver):
+            return value
+        if value is None or isinstance(value, str):
+            return cls() if value is None else cls(value)
+        raise InvalidArgumentError(
+            f"solver must be a Solver or the name of a method, got {shown(value)}; for example "
+            "pyjuliaode.Solver('dopri5', rtol=1e-6, atol=1e-6)"
+        )
 
     def option(self, name: str, default: Any = None) -> Any:
         """The option ``name``, or ``default`` where it was not given."""
         return default if self.options is None else self.options.get(name, default)
+
+
+def _check_tolerance(name: str, value: Any) -> None:
+    """A number, a tensor or array, or a tuple of such; all of them >= 0."""
+    refuse_gradient(name, value)
+    if isinstance(value, (tuple, list)):
+        for i, part in enumerate(value):
+            _check_tolerance(f"{name}[{i}]", part)
+    elif isinstance(value, Tensor) and value.numel() != 1:
+        if value.is_complex() or not bool((value >= 0).all()):
+            raise InvalidArgumentError(f"{name} must be >= 0 in every element, got {value}")
+    elif not hasattr(value, "__array__") or as_float(value) is not None:
+        not_negative(name, value)
+
+
+_FIELDS = frozenset(field.name for field in fields(Solver))
+SOLVER_NAMES = _FIELDS | OPTIONS
+
+
+def solver_keyword(name: str) -> str | None:
+    """How what belongs to a Solver is written, for one who wrote it elsewhere."""
+    if name in ("tol", "tolerance", "eps"):
+        return "pass rtol=... and atol=... of a Solver, Solver('dopri5', rtol=1e-6, atol=1e-6)"
+    if name in _FIELDS:
+        value = {"method": "'dopri5'", "backend": "'torch'", "adjoint": "'gauss'"}.get(name, "...")
+        return f"pass a Solver that has it, solver=Solver({name}={value})"
+    if name in OPTIONS:
+        return f"pass a Solver that has it, solver=Solver(options={{{name!r}: ...}})"
+    return None
+
+
+def _own_keyword(name: str) -> str | None:
+    if name in ("tol", "tolerance", "eps"):
+        return "pass rtol=... and atol=..., relative and absolute"
+    return f"it is an option, options={{{name!r}: ...}}" if name in OPTIONS else None
+
+
+# the dataclass's own, which would raise a bare TypeError
+Solver.__init__ = keywords(_own_keyword, OPTIONS)(Solver.__init__)  # type: ignore[method-assign]

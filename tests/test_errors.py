@@ -53,7 +53,7 @@ def test_problems_are_checked_before_the_field_is_called(arguments, match):
         ({"backend": "pytorch"}, "unknown backend 'pytorch'. Did you mean 'torch'"),
         ({"rtol": -1.0}, "rtol must be finite and >= 0"),
         ({"dt": 0.0}, "dt must be positive"),
-        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"max_steps": 0}, "max_steps must be an integer of at least 1, got 0"),
         ({"options": [1]}, "options must be a dict"),
         ({"rtol": torch.ones(3, dtype=F64)}, r"rtol has shape \(3,\)"),
         ({"atol": (1e-3, 1e-3)}, "atol has 2 entries"),
@@ -79,7 +79,7 @@ def test_a_field_of_another_shape_dtype_or_structure_is_named():
     with pytest.raises(pjo.InvalidArgumentError, match=r"wanted \(2, 2\), got \(2, 1\)"):
         pjo.odeint(lambda t, y: y[:, :1], Y0, T)
     with pytest.raises(pjo.InvalidArgumentError, match=r"wanted torch.float64.*got torch.float32"):
-        pjo.odeint(lambda t, y: -y.float(), Y0, T)
+        pjo.solve(lambda t, y: -y.float(), Y0, T)
     with pytest.raises(pjo.InvalidArgumentError, match="a tensor, like y0; it returned tuple"):
         pjo.odeint(lambda t, y: (y, y), Y0, T)
     with pytest.raises(pjo.InvalidArgumentError, match="a tuple of tensors, like y0"):
@@ -176,7 +176,7 @@ def test_nan_after_the_start_is_unstable_with_the_time_reached():
 
 def test_fixed_steps_report_a_non_finite_state():
     with pytest.raises(pjo.SolverError, match="Unstable"):
-        pjo.odeint(lambda t, y: y**3, 1e3 * Y0, torch.arange(0.0, 40.0, 5.0), method="euler")
+        pjo.solve(lambda t, y: y**3, 1e3 * Y0, torch.arange(0.0, 40.0, 5.0), "euler")
 
 
 def test_too_many_steps_are_reported_and_the_partial_solution_is_kept():

@@ -74,7 +74,7 @@ def test_layers_are_copied_pickled_and_restored():
 
 
 def test_fewer_than_two_times_are_refused():
-    with pytest.raises(pjo.InvalidArgumentError, match="at least two times"):
+    with pytest.raises(pjo.InvalidArgumentError, match="at least 2 times"):
         pjo.NeuralODE(Field(), t=[0.0])
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..arguments import as_float, times
 from ..errors import InvalidArgumentError
 from ..problem import Structure
 
@@ -28,26 +29,28 @@ class UserDense:
 
     def __init__(self, make: Callable[[], Flat], structure: Structure, portable: bool = True):
         self._make, self.structure, self.portable = make, structure, portable
+        self.end: float | None = None  # the solution's, where an event moved it by a rounding
 
     @cached_property
     def flat(self) -> Flat:
         """Made when first asked for: most solutions never are."""
         return self._make()
 
-    def __call__(self, t: float | Tensor) -> Any:
-        ts = (
-            t.detach()
-            if isinstance(t, Tensor)
-            else torch.tensor(float(t), dtype=torch.float64, device="cpu")
-        )
-        if ts.ndim > 1:
-            raise InvalidArgumentError(f"t must be a number or 1-d, got shape {tuple(ts.shape)}")
-        low, high = sorted((self.flat.bounds[0], self.flat.bounds[-1]))
+    def __call__(self, t: float | Tensor | Sequence[float]) -> Any:
+        ts = t.detach() if isinstance(t, Tensor) else _as_times(t)
+        if ts.ndim > 1 or not ts.is_floating_point():
+            raise InvalidArgumentError(
+                "t must be a number or a 1-d tensor of floating point, got a tensor of shape "
+                f"{tuple(ts.shape)} and {ts.dtype}"
+            )
+        first, last = self.flat.bounds[0], self.flat.bounds[-1]
+        low, high = sorted((first, last))
         slack = 4 * torch.finfo(ts.dtype).eps * max(abs(low), abs(high))
+        slack += 0.0 if self.end is None else abs(self.end - last)
         values = ts.reshape(-1).tolist()
         for k, x in enumerate(values):
             values[k] = min(max(x, low), high)
-            if abs(values[k] - x) > slack:
+            if not abs(values[k] - x) <= slack:  # NaN neither
                 raise InvalidArgumentError(
                     f"t = {x:g} lies outside the solved span [{low:g}, {high:g}]"
                 )
@@ -55,3 +58,11 @@ class UserDense:
         if ts.ndim == 0:
             return self.structure.unpack(flat[0])
         return self.structure.unpack(flat, (len(values),))
+
+
+def _as_times(t: Any) -> Tensor:
+    one = as_float(t)
+    found = times("t", () if t is None else t) if one is None else one
+    if found == ():
+        raise InvalidArgumentError(f"t must be a number or several, got {t!r}")
+    return torch.tensor(found, dtype=torch.float64, device="cpu")

@@ -22,17 +22,26 @@ def tolerance(name: str, value: Any, structure: Structure, like: Tensor) -> floa
                 "as many parts"
             )
         parts = [
-            torch.as_tensor(v, dtype=torch.float64, device=like.device).expand(s).reshape(-1)
-            for v, s in zip(value, structure.shapes, strict=True)
+            _expanded(f"{name}[{i}]", torch.as_tensor(v, dtype=torch.float64), shape)
+            for i, (v, shape) in enumerate(zip(value, structure.shapes, strict=True))
         ]
-        return torch.cat(parts).to(like.abs().dtype)
-    value = torch.as_tensor(value, device=like.device)
+        return torch.cat(parts).to(like.abs())
+    value = torch.as_tensor(value)
     if value.numel() == 1:
         return float(value)
+    if structure.is_tuple:
+        raise InvalidArgumentError(
+            f"{name} is a tensor and the state a tuple: pass a tuple of {len(structure.shapes)} "
+            "tolerances, or one number"
+        )
+    return _expanded(name, value, structure.shapes[0]).to(like.abs())
+
+
+def _expanded(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     try:
-        return value.expand(structure.shapes[0]).reshape(-1).to(like.abs().dtype)
+        return value.expand(shape).reshape(-1)
     except RuntimeError:
         raise InvalidArgumentError(
             f"{name} has shape {tuple(value.shape)}, which does not fit the state's shape "
-            f"{tuple(structure.shapes[0])}"
+            f"{tuple(shape)}"
         ) from None

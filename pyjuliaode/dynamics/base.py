@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, add_note, warn
 from .field import Field, takes_time, wrong_output
 
 Time = float | Tensor
+
+
+_MADE = "_pyjuliaode_state"  # an attribute of the tensors that initial_state returns
+
+
+def _marked(initial_state: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An ``initial_state`` whose tensor is known to be a state."""
+
+    @wraps(initial_state)
+    def marking(self: Dynamics, *args: Any, **kwargs: Any) -> Tensor:
+        state = initial_state(self, *args, **kwargs)
+        setattr(state, _MADE, True)
+        return state
+
+    return marking
 
 
 class Dynamics(nn.Module):
@@ -44,6 +61,11 @@ class Dynamics(nn.Module):
         self.field = field
         self.time_dependent = time_dependent
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "initial_state" in vars(cls):
+            cls.initial_state = _marked(cls.initial_state)  # type: ignore[method-assign]
+
     @property
     def n_components(self) -> int:
         """How many components of the shape of h the state stacks."""
@@ -51,7 +73,13 @@ class Dynamics(nn.Module):
 
     def evaluate(self, t: Tensor, h: Tensor, like: Tensor | None = None) -> Tensor:
         """The field at (t, h), of the shape of ``like`` (default: of h)."""
-        out = self.field(t, h) if self.time_dependent else self.field(h)
+        try:
+            out = self.field(t, h) if self.time_dependent else self.field(h)
+        except Exception as error:
+            name, time = type(self).__name__, "t and " if self.time_dependent else ""
+            shown = f"an input of shape {tuple(h.shape)} {h.dtype}"
+            add_note(error, f"({name} called its field with {time}{shown})")
+            raise
         wanted = h if like is None else like
         if not isinstance(out, Tensor) or out.shape != wanted.shape:
             raise wrong_output(out, h, wanted)
@@ -73,6 +101,30 @@ class Dynamics(nn.Module):
     def forward(self, t: Tensor, state: Tensor) -> Tensor:
         """d(state)/dt, of the shape of ``state``."""
         raise NotImplementedError
+
+    def check_state(self, y0: object) -> None:
+        """Raise where ``y0`` cannot be a state of this model; warn where it may well be none.
+
+        Raises:
+            InvalidArgumentError: no tensor, or not K components in dimension 0.
+        """
+        name, k = type(self).__name__, self.n_components
+        if not isinstance(y0, Tensor):
+            raise InvalidArgumentError(
+                f"the state of {name} is one tensor of shape ({k}, *h.shape), y0 is "
+                f"{type(y0).__name__}: make it with initial_state(h0), or use NeuralODE"
+            )
+        if y0.ndim == 0 or y0.shape[0] != k:
+            raise InvalidArgumentError(
+                f"the state of {name} has shape ({k}, *h.shape), y0 has {tuple(y0.shape)}: make it "
+                f"with initial_state(h0), or let NeuralODE({name}(field), t)(h0) do so"
+            )
+        if y0.ndim == 2 and k > 1 and not hasattr(y0, _MADE):
+            warn(
+                f"y0 of shape {tuple(y0.shape)} is taken as the {k} components of one vector, "
+                f"which {name} stacks in dimension 0, not as a batch of {k}: make states with "
+                "initial_state(h0)"
+            )
 
     def readout(self, t: Time, state: Tensor) -> Tensor:
         """The hidden feature h at one time."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
+from ..signature import swapped
 
 Field = Callable[..., Tensor]  # f(h) or f(t, h): an nn.Module or any callable
 
@@ -30,6 +31,11 @@ def takes_time(field: Field) -> bool:
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p.name for p in positional if p.default is p.empty]
     if len(required) == 2:
+        if swapped(tuple(required)):
+            raise InvalidArgumentError(
+                f"the field is written as f({', '.join(required)}), and is called as f(t, h): let "
+                "it take the time first, or pass lambda t, h: field(h, t)"
+            )
         return True
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if not variadic and (len(required) == 1 or (not required and len(positional) == 1)):

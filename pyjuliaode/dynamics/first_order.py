@@ -13,7 +13,9 @@ from .field import Field
 class NODE(Dynamics):
     """Neural ODE: h' = f(t, h).
 
-    State (1, *h.shape). Learned: the field alone. Source: Chen et al., arXiv 1806.07366, eq. 2.
+    State (1, *h.shape), or h itself where its first dimension is not 1: so NODE(field) is also a
+    func(t, y) of solve and odeint for a field f(h). Learned: the field alone. Source: Chen et al.,
+    arXiv 1806.07366, eq. 2.
 
     Arguments:
         field: the network, f(h) or f(t, h), of the shape of h.
@@ -32,7 +34,13 @@ class NODE(Dynamics):
             )
         return h0.unsqueeze(0)
 
+    def check_state(self, y0: object) -> None:
+        if not isinstance(y0, Tensor) or type(self).initial_state is not NODE.initial_state:
+            super().check_state(y0)
+
     def forward(self, t: Tensor, state: Tensor) -> Tensor:
+        if state.ndim == 0 or state.shape[0] != 1:
+            return self.evaluate(t, state)
         return self.evaluate(t, state[0]).unsqueeze(0)
 
     def extra_repr(self) -> str:

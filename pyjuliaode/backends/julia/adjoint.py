@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import SolverError, UnsupportedError
+from ...errors import UnsupportedError, solver_error
 from ...problem import Problem
 from ...refusal import once_only
 from ...rhs import RHS, refuse_lost_gradients
@@ -267,9 +267,10 @@ def _solve_adjoint(
         ctx.stats.n_jacobians += rhs.n_jacobians - before[2]
     retcode = Retcode.of(str(code))
     if not retcode.successful:
-        raise SolverError(
+        raise solver_error(
             f"the {plan.adjoint} adjoint ({plan.adjoint_method.name}) failed at "
             f"t = {kept.sign * report.reached:.6g} with retcode {retcode}. {retcode.advice}",
             retcode,
+            drop_in=problem.drop_in,
         )
     return lam, dp[: dp.numel() if problem.params else 0]

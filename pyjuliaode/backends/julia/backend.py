@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ..._torch import traced
 from ...errors import InvalidArgumentError, PyJuliaODEError, UnsupportedError
 from ...problem import Problem
 from ...rhs import RHS, PerFunction, unlisted_leaves, warn_of_lost_gradients
-from ...solution import SolveStats
+from ...solution import Retcode, SolveStats
 from ...solver import Solver
 from ..autocast import AutocastField, unwrapped
-from ..base import AdjointRequest, Capabilities, Result
+from ..base import AdjointRequest, Capabilities, Event, Result, event_value
 from ..dense import UserDense
+from ..limits import check_scale, number_of_steps
 from .adjoint import Task, run_continuous, run_direct
 from .environment import missing
 from .forward import Forward, KeptDense, accepted_steps, run_forward
@@ -176,7 +178,7 @@ def _run(
     native: NativeField | None,
 ) -> Result:
     if event_fn is not None:
-        return _run_to_event(runtime, problem, plan, stats, event_fn)
+        return _run_to_event(runtime, problem, plan, stats, keep_dense, event_fn, native)
     if not _wants_gradient(problem):
         keep = "dense" if keep_dense else ""
         done = run_forward(runtime, problem, plan, stats, keep=keep, native=native)
@@ -219,11 +221,14 @@ def _run_to_event(
     problem: Problem,
     plan: Plan,
     stats: SolveStats,
+    keep_dense: bool,
     event_fn: Callable[..., Tensor],
+    native: NativeField | None,
 ) -> Result:
+    """Find the event, then solve up to it where a gradient is wanted."""
     with torch.no_grad():
-        y0 = problem.structure.unpack(problem.y0)
-        first = event_fn(RHS(problem).time(problem.times[0]), y0)
+        time_of, unpack = RHS(problem).time, problem.structure.unpack
+        first = event_value(event_fn(time_of(problem.times[0]), unpack(problem.y0)))
     if first.numel() > problem.y0.numel():
         raise UnsupportedError(
             f"event_fn returns {first.numel()} values, the Julia backend takes as many as the "
@@ -233,10 +238,30 @@ def _run_to_event(
         runtime, problem, plan, stats, keep="dense", event_fn=event_fn, nevents=first.numel()
     )
     stats.retcode = done.retcode
-    result = Result(done.rows, stats, done.retcode, done.message)
-    if done.retcode.value == "Terminated":
+    ended = done.retcode.value == "Terminated"
+    gradient = _wants_gradient(problem)
+    if not ended and not (gradient and done.retcode.successful):
+        return Result(done.rows, stats, done.retcode, done.message)
+    t, y, n = done.reached, None, done.rows.shape[0]
+    upto = problem.up_to(t) if ended else problem
+    if ended:
         _, states = accepted_steps(runtime, done.kept, problem)
-        result.event = (done.reached, states[-1].clone())
+        y = states[-1].clone()
+    if gradient and t != problem.times[0]:
+        nfe, stats.retcode = stats.nfe_forward, Retcode.SUCCESS
+        stats.nfe_forward = 0
+        result = _run(runtime, upto, plan, stats, keep_dense, None, native)
+        stats.nfe_forward += nfe
+        if not ended or not result.retcode.successful:
+            return result
+        y = result.y[-1]
+    else:
+        rows = done.rows[: min(n, len(upto.times) - 1)]
+        result = Result(torch.cat([rows, y[None]]), stats)
+    result.retcode = stats.retcode = done.retcode
+    with torch.no_grad():
+        nearest = event_value(event_fn(time_of(t), unpack(y.detach()))).abs().argmin()
+    result.event = Event(t, y, int(nearest), before=t)
     return result
 
 
@@ -263,6 +288,11 @@ def _check(problem: Problem) -> None:
             "torch.func transforms and forward-mode differentiation do not pass through Julia; "
             "use backend='torch' with adjoint='direct'"
         )
+    if traced(y0):
+        raise UnsupportedError(
+            "a solve by Julia cannot be exported or traced; use backend='torch' with a method of "
+            "fixed steps"
+        )
     func = unwrapped(problem.func)
     own = getattr(func, "__dict__", ())
     told = [name for name in _CALLBACKS if name in own or hasattr(type(func), name)]
@@ -274,7 +304,11 @@ def _check(problem: Problem) -> None:
 
 
 def _check_of_plan(problem: Problem, plan: Plan) -> None:
-    """Raise for what this method cannot do with these times, which no plan knows."""
+    """Raise for what this method cannot do with these times and y0, which no plan knows."""
+    if plan.adaptive:
+        check_scale(problem, plan.rtol, plan.atol)
+    elif plan.dt is not None and not math.isinf(problem.times[-1]):
+        number_of_steps(problem.times[0], problem.times[-1], plan.dt)
     if plan.grid and math.isinf(problem.times[-1]):
         raise InvalidArgumentError(
             f"method {plan.method.name!r} takes one step between two times, and an event's time is "

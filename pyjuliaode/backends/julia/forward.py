@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torch import Tensor
 from ...errors import InvalidArgumentError
 from ...problem import Problem
 from ...solution import Retcode, SolveStats
+from ..limits import number_of_steps
 from .native.field import NativeField
 from .plan import Plan
 from .requests import Report, Request, address, doubles
@@ -136,7 +138,7 @@ def _fill(
     grid = plan.grid
     request.dt = plan.dt or (ours[-1] - ours[0] if grid else 0.0)
     request.dtmin, request.dtmax = plan.dtmin, plan.dtmax
-    request.adaptive, request.maxiters = plan.adaptive, plan.max_steps
+    request.adaptive, request.maxiters = plan.adaptive, _most_steps(plan, ours)
     request.second_order = plan.method.kind == "nystrom"
     request.ncheckpoints = plan.checkpoints or 0
     land = land or plan.lands or grid
@@ -154,6 +156,14 @@ def _fill(
         alive.append(mass)
         request.mass_at, request.brown = mass.data_ptr(), plan.initialization == "brown"
     return alive
+
+
+def _most_steps(plan: Plan, times: list[float]) -> int:
+    """The limit of an adaptive method; a grid, which was checked, always runs."""
+    if plan.adaptive or math.isinf(times[-1]):
+        return plan.max_steps
+    inside = number_of_steps(times[0], times[-1], plan.dt) if plan.dt else 0
+    return max(plan.max_steps, inside + len(times) + len(plan.stops) + len(plan.jumps) + 1)
 
 
 def _rounded(times: list[float], dtype: torch.dtype) -> Tensor:

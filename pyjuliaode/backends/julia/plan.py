@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgumentError, UnsupportedError, unknown_name, warn
+from ...arguments import not_negative, number, times, unknown_options, whole
+from ...errors import UnsupportedError, unknown_name, warn
 from ...problem import Problem
 from ...solver import Solver
 from ..base import AdjointRequest
@@ -90,10 +90,10 @@ class Plan:
                 "options={'interp': 'linear'}: the Julia backend interpolates by the method's own "
                 "polynomials; use backend='torch'"
             )
-        unknown = sorted(set(options) - _KNOWN - _NO_MEANING - set(REFUSED))
+        unknown = unknown_options(options, _KNOWN | _NO_MEANING | REFUSED.keys())
         method = find(solver.method)
         if solver.method in ALIASES and not method.fixed and options.pop("step_size", None):
-            unknown = sorted({*unknown, f"step_size (with {method.name!r} it fixes the step)"})
+            unknown = [*unknown, f"step_size (with {method.name!r} it fixes the step)"]
         if unknown:
             warn(
                 f"the Julia backend does not use the option(s) {', '.join(unknown)}; it uses "
@@ -126,8 +126,8 @@ class Plan:
                 "NesterovNODE in its second-order form"
             )
         checkpoints = options.get("checkpoints")
-        if checkpoints is not None and int(checkpoints) < 1:
-            raise InvalidArgumentError(f"checkpoints must be at least 1, got {checkpoints!r}")
+        if checkpoints is not None:
+            checkpoints = whole("checkpoints", checkpoints, 1)
         if checkpoints is not None and adjoint in ("gauss", "interpolating"):
             _check_checkpoints(problem, solver.method, method, adjoint, fixed)
         initialization = options.get("initialization", "check")
@@ -147,15 +147,15 @@ class Plan:
             relative_atol=solver.adjoint_atol is None,
             dt=dt,
             adaptive=not fixed,
-            dtmin=_positive("min_step", options.get("min_step") or None) or 0.0,
+            dtmin=not_negative("min_step", options.get("min_step") or 0.0),
             dtmax=_positive("max_step", options.get("max_step")) or 0.0,
-            max_steps=int(options.get("max_num_steps") or solver.max_steps),
-            stops=_times(options.get("step_t")),
+            max_steps=whole("max_num_steps", options.get("max_num_steps") or solver.max_steps, 1),
+            stops=times("step_t", options.get("step_t")),
             lands=method.kind in ("hermite", "lowstorage"),
-            jumps=_times(options.get("jump_t")),
+            jumps=times("jump_t", options.get("jump_t")),
             jacobian=bool(options.get("jacobian", True)),
             initialization=initialization,
-            checkpoints=None if checkpoints is None else int(checkpoints),
+            checkpoints=checkpoints,
         )
 
 
@@ -248,21 +248,11 @@ def _number(name: str, value: Any, default: float | Tensor) -> float:
     value = default if value is None else value
     if isinstance(value, (tuple, list)):
         value = torch.cat([torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in value])
-    value = float(torch.as_tensor(value).min())
-    if not 0 <= value < math.inf:
-        raise InvalidArgumentError(f"{name} must be finite and >= 0, got {value!r}")
-    return value
+    return not_negative(name, torch.as_tensor(value).min())
 
 
 def _positive(name: str, value: Any) -> float | None:
+    """A number > 0, which may be infinite; None where it was not given."""
     if value is None:
         return None
-    if not float(value) > 0:
-        raise InvalidArgumentError(f"{name} must be positive, got {value!r}")
-    return float(value)
-
-
-def _times(value: Any) -> tuple[float, ...]:
-    if value is None:
-        return ()
-    return tuple(float(x) for x in (value.tolist() if isinstance(value, Tensor) else value))
+    return number(name, value, "be positive", lambda x: x > 0)

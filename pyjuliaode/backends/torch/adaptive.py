@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from ...rhs import RHS
@@ -12,6 +13,11 @@ from ...solution import Retcode, SolveStats
 from ..runge_kutta import Sides, Step, Stepper
 from .callbacks import Callbacks
 from .control import Control, StepFailure, between, resolution
+
+# Every so many attempts it is asked whether the end can be reached at this pace: where it would
+# take so many times the most steps, hours of work are spared.
+PACE, HOPELESS = 5_000, 10
+NO_EVENT = "event_fn keeps its sign up to there: look at it, or give the solve an end."
 
 
 class AdaptiveRK:
@@ -35,10 +41,15 @@ class AdaptiveRK:
         self.stats, self.callbacks, self.sides = stats, callbacks, sides
         self.stops = {*stops, *sides.jumps}
         self.h: float | None = None  # the size that the controller wants next
+        self.counted_from = 0  # attempts that max_steps does not count
+        self._end = math.inf
+        self._farthest = 0.01 * torch.finfo(rhs.time_dtype).max  # a step to it may grow tenfold
+        self._pace: list[float] = []  # times at every so many attempts
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[Step]:
         """Yield accepted steps from t0 to t1; raise :class:`StepFailure` where there are none."""
         direction = 1.0 if t1 > t0 else -1.0
+        self._end, self._pace = t1, []
         if f0 is None:
             f0 = self._slope(t0, t1, y)
         self.stepper.start(f0)
@@ -66,8 +77,7 @@ class AdaptiveRK:
         last_ratio = 1.0
         while True:
             h, t1, cut = self._propose(t, mark, direction, last_ratio)
-            if stats.n_accepted + stats.n_rejected >= control.max_steps:
-                raise StepFailure(Retcode.MAX_ITERS, t, f"{control.max_steps} steps were attempted")
+            self._check_count(stats.n_accepted + stats.n_rejected - self.counted_from, t)
             span = stepper.span(t, t1, h)
             y1 = stepper.trial(t, t1, span, y, self.sides.before(t, t1, stepper.clock))
             ratio = stepper.ratio(control, h, y, y1)
@@ -85,11 +95,40 @@ class AdaptiveRK:
             last_ratio = ratio
             self.h = abs(h) * (control.factor(ratio) if math.isfinite(ratio) else 0.1)
 
+    def _check_count(self, attempts: int, t: float) -> None:
+        """Raise where the steps are spent, or would be long before the end of the span."""
+        most = self.control.max_steps
+        if attempts >= most:
+            without = " without an event" if math.isinf(self._end) else ""
+            raise StepFailure(Retcode.MAX_ITERS, t, f"{most} steps were attempted{without}")
+        if attempts % PACE or math.isinf(self._end):
+            return
+        self._pace = [*([] if attempts == 0 else self._pace[-2:]), t]
+        if len(self._pace) < 3:
+            return
+        first, second, last = self._pace
+        if abs(last - second) > 2 * abs(second - first):  # the steps still grow
+            return
+        needed = PACE * abs(self._end - t) / max(abs(last - second), 1e-300)
+        if needed > HOPELESS * most:
+            raise StepFailure(
+                Retcode.MAX_ITERS,
+                t,
+                f"{attempts} steps were attempted, which grow no longer, and {needed:.1e} more "
+                f"would be needed to reach t = {self._end:g}, as where a problem is stiff;",
+            )
+
+    def begin_interval(self) -> None:
+        """Count max_steps from here on."""
+        self.counted_from = self.stats.n_accepted + self.stats.n_rejected
+
     def _propose(
         self, t: float, mark: float, direction: float, last_ratio: float
     ) -> tuple[float, float, bool]:
         """(signed h, end of step, whether it was cut) of the next trial."""
         h = min(max(self.h, self.control.min_step), self.control.max_step)
+        if math.isinf(mark) and abs(t) + h > self._farthest:
+            raise StepFailure(Retcode.FAILURE, t, "there is no event", NO_EVENT)
         remaining = abs(mark - t)
         if h >= remaining * (1 - 1e-9):
             return mark - t, mark, h > remaining

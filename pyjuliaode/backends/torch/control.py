@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from ...arguments import shown
 from ...rhs import RHS
 from ...solution import Retcode
 
@@ -17,13 +18,14 @@ Norm = Callable[[Tensor], float]
 class StepFailure(Exception):
     """The integration cannot go on; becomes a retcode and a sentence."""
 
-    def __init__(self, retcode: Retcode, t: float, what: str):
+    def __init__(self, retcode: Retcode, t: float, what: str, advice: str | None = None):
         super().__init__(what)
         self.retcode, self.t = retcode, t
+        self.advice = retcode.advice if advice is None else advice
 
     @property
     def message(self) -> str:
-        return f"{self.retcode}: {self} at t = {self.t:.9g}. {self.retcode.advice}"
+        return f"{self.retcode}: {self} at t = {self.t:.9g}. {self.advice}".rstrip()
 
 
 def rms(x: Tensor) -> float:
@@ -95,18 +97,31 @@ class Control:
         y0, f0 = y0.detach(), f0.detach()
         scale = y0.abs().mul_(self.rtol).add_(self.atol)
         d0, d1 = self.norm(y0 / scale), self.norm(f0 / scale)
-        self.check_start(t0, d0, d1)
+        self.check_start(t0, y0, f0, d0, d1)
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
         h0 = min(h0, room, self.max_step)
         y1 = torch.add(y0, f0, alpha=direction * h0)
         d2 = self.norm((rhs(t0 + direction * h0, y1) - f0) / scale) / h0
         return self.first_size(d1, d2, h0)
 
-    def check_start(self, t0: float, d0: float, d1: float) -> None:
+    def check_start(self, t0: float, y0: Tensor, f0: Tensor, d0: float, d1: float) -> None:
         """Raise where the norms of the first state or slope are not finite."""
         if not (math.isfinite(d0) and math.isfinite(d1)):
-            what = "y0" if not math.isfinite(d0) else "the field at y0"
-            raise StepFailure(Retcode.UNSTABLE, t0, f"{what} is not finite")
+            raise self._unmeasured(t0, y0, f0)
+
+    def _unmeasured(self, t0: float, y0: Tensor, f0: Tensor) -> StepFailure:
+        """Why a norm, in units of the tolerance, is not finite."""
+        if not bool(y0.isfinite().all()):
+            return StepFailure(Retcode.UNSTABLE, t0, "y0 is not finite (NaN or Inf)", "")
+        if not bool(f0.isfinite().all()):
+            return StepFailure(Retcode.UNSTABLE, t0, "the field at y0 is not finite")
+        return StepFailure(
+            Retcode.FAILURE,
+            t0,
+            f"rtol = {shown(self.rtol)} and atol = {shown(self.atol)} are too small to measure y0 "
+            f"in, of dtype {y0.dtype},",
+            "Pass larger tolerances, or a float64 state.",
+        )
 
     def first_size(self, d1: float, d2: float, h0: float) -> float:
         """First step size from the norms of the first two derivatives and a first guess."""

@@ -8,6 +8,7 @@ vector-Jacobian product through it; memory is one state per step and the graph o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,6 +115,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @autocast_off
     def backward(ctx: Any, grad: Tensor) -> Any:
+        started = time.perf_counter()
         y0, t, *params = ctx.saved_tensors
         needs = ctx.needs_input_grad[2:]
         product = None if ctx.product is None else ctx.product()
@@ -121,6 +123,7 @@ class _Replay(torch.autograd.Function):
             ctx.problem, ctx.steps, grad.detach(), t, params, needs, product=product
         )
         ctx.stats.nfe_backward = nfe
+        ctx.stats.seconds_backward = time.perf_counter() - started
         if torch.is_grad_enabled():
             grads = once_only("adjoint 'direct' (replay)", grads, [grad, y0, t, *params])
         return None, *grads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...arguments import times as grid_times
 from ...errors import InvalidArgumentError
 from ...rhs import RHS, Time
 from ...solution import Retcode, SolveStats
+from ..limits import number_of_steps
 from ..runge_kutta import Sides, Step, Stepper, combine
 from .callbacks import Callbacks
 from .control import StepFailure, rms
@@ -28,7 +30,7 @@ def fixed_grid(
     Without ``dt`` or ``grid_constructor`` there is one step between two requested times.
     """
     if constructor is not None:
-        grid = [float(x) for x in constructor(func, y0, t)]
+        grid = list(grid_times("what grid_constructor returns", constructor(func, y0, t)))
         if not grid or grid[0] != times[0] or grid[-1] != times[-1]:
             raise InvalidArgumentError(
                 "grid_constructor must return times from t[0] to t[-1], "
@@ -41,7 +43,7 @@ def fixed_grid(
     if dt is None:
         return times
     start, end = times[0], times[-1]
-    n = max(1, math.ceil(abs(end - start) / dt - 1e-9))
+    n = number_of_steps(start, end, dt)
     signed = math.copysign(dt, end - start)
     return [start + i * signed for i in range(n)] + [end]
 
@@ -54,18 +56,17 @@ class FixedRK:
         rhs: RHS,
         stepper: Stepper,
         stats: SolveStats,
-        max_steps: int,
         sides: Sides,
         callbacks: Callbacks | None = None,
     ):
         self.rhs, self.stepper, self.stats = rhs, stepper, stats
-        self.max_steps, self.sides, self.callbacks = max_steps, sides, callbacks
+        self.sides, self.callbacks = sides, callbacks
 
     def steps(self, y: Tensor, grid: Iterable[float], f0: Tensor | None = None) -> Iterator[Step]:
         """Yield the steps along ``grid``."""
         stepper, slope = self.stepper, f0
         for t, t1 in pairwise(grid):
-            _count(self.stats, self.max_steps, t)
+            self.stats.n_accepted += 1
             if slope is None:
                 slope = self.rhs(self.sides.after(t, t1, stepper.clock), y)
             stepper.start(slope)
@@ -77,10 +78,12 @@ class FixedRK:
             y, slope = y1, None if self.sides.apart(t1) else stepper.next_slope()
 
 
-def _count(stats: SolveStats, max_steps: int, t: float) -> None:
-    if stats.n_accepted >= max_steps:
-        raise StepFailure(Retcode.MAX_ITERS, t, f"{max_steps} steps were taken")
-    stats.n_accepted += 1
+def endless_grid(start: float, dt: float, max_steps: int) -> Iterator[float]:
+    """Step boundaries from ``start`` on, where the search for an event has no end."""
+    yield from (start + i * dt for i in range(max_steps + 1))
+    raise StepFailure(
+        Retcode.MAX_ITERS, start + max_steps * dt, f"{max_steps} steps were taken without an event"
+    )
 
 
 class HermiteStep:
@@ -114,6 +117,12 @@ class HermiteStep:
         q1, q2, q3 = self._coefficients()
         return self.y0 + theta * (q1 + theta * (q2 + theta * q3))
 
+    def states(self, times: Sequence[float]) -> list[Tensor]:
+        return [self.interpolate(t) for t in times]
+
+    def landing(self, t: float) -> Tensor:
+        return self.interpolate(t)
+
     def polynomial(self) -> Tensor:
         return torch.stack([q.detach() for q in self._coefficients()], dim=-1)
 
@@ -128,7 +137,6 @@ class Adams:
         self,
         rhs: RHS,
         stats: SolveStats,
-        max_steps: int,
         implicit: bool,
         rtol: float | Tensor,
         atol: float | Tensor,
@@ -138,7 +146,7 @@ class Adams:
         max_iters: int = 4,
         callbacks: Callbacks | None = None,
     ):
-        self.rhs, self.stats, self.max_steps = rhs, stats, max_steps
+        self.rhs, self.stats = rhs, stats
         self.implicit, self.rtol, self.atol, self.clock = implicit, rtol, atol, clock
         self.max_order, self.max_iters = int(max_order), int(max_iters)
         self.sides, self.callbacks = sides, callbacks
@@ -158,7 +166,7 @@ class Adams:
                 y = y - slope * shift.to(y.dtype)
                 slope = self.rhs(self.sides.after(t, t1, {}), y)
             history = [(t, slope), *history[: self.max_order - 1]]
-            _count(self.stats, self.max_steps, t)
+            self.stats.n_accepted += 1
             h = t1 - t
             y1 = self._advance(t, t1, h, y, history)
             if self.callbacks is not None:

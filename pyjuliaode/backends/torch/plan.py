@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...arguments import as_float, positive, shown, times, unknown_options, whole, within
 from ...errors import InvalidArgumentError, UnsupportedError, unknown_name, warn
 from ...rhs import RHS
 from ...solution import SolveStats
@@ -82,27 +83,27 @@ class Plan:
         kind = "adaptive" if method in ADAPTIVE else "fixed" if method in FIXED else "adams"
         kind = {SCIPY: "scipy", PAN: "pan"}.get(method, kind)
         options = dict(options or {})
-        unknown = sorted(set(options) - _SHARED - _KNOWN[kind])
-        if unknown:
+        used = _SHARED | _KNOWN[kind]
+        if unknown := unknown_options(options, used):
             warn(
                 f"method {method!r} does not use the option(s) {', '.join(unknown)}; it uses "
-                f"{', '.join(sorted(_SHARED | _KNOWN[kind]))}"
+                f"{', '.join(sorted(used))}"
             )
-        if options.get("step_size") is not None and options.get("grid_constructor") is not None:
+        options = {k: v for k, v in options.items() if v is not None and k in used}
+        if "step_size" in options and "grid_constructor" in options:
             raise InvalidArgumentError("give step_size or grid_constructor, not both")
-        dt = options.get("step_size", dt)
-        if dt is not None and not 0 < float(dt) < math.inf:
-            raise InvalidArgumentError(f"step_size must be positive and finite, got {dt!r}")
+        if "step_size" in options:
+            dt = positive("step_size", options["step_size"])
+        elif dt is not None:
+            dt = positive("dt", dt)
         interp = options.get("interp", "cubic")
         if interp not in ("linear", "cubic"):
             raise unknown_name("interp", interp, ("linear", "cubic"))
-        order = options.get("max_order", 4)
-        if not 1 <= int(order) <= 12:
-            raise InvalidArgumentError(f"max_order must be within 1 and 12, got {order!r}")
         _check_numbers(options)
+        _check_kinds(options)
         if kind == "pan":
             _check_counts(options)
-        max_steps = int(options.get("max_num_steps", max_steps))
+        max_steps = options.get("max_num_steps", max_steps)
         tableau = ADAPTIVE.get(method) or FIXED.get(method)
         return cls(method, kind, tableau, rtol, atol, norm, max_steps, dt, options)
 
@@ -129,25 +130,24 @@ class Plan:
         return self.options.get("interp") == "linear"
 
     def sides(self, dtype: torch.dtype) -> Sides:
-        jumps = _times_option(self.options.get("jump_t"))
+        jumps = times("jump_t", self.options.get("jump_t"))
         return Sides(dtype, frozenset(jumps), bool(self.options.get("perturb", False)))
 
     @property
-    def _step_t(self) -> list[float]:
-        return _times_option(self.options.get("step_t"))
+    def _step_t(self) -> tuple[float, ...]:
+        return times("step_t", self.options.get("step_t"))
 
     def control(self) -> Control:
         o = self.options
-        given = {k: float(o[k]) for k in ("safety", "ifactor", "dfactor") if k in o}
-        limits = {k: float(o[k]) for k in ("min_step", "max_step") if o.get(k) is not None}
-        first = o.get("first_step", self.dt)
+        given = {k: o[k] for k in ("safety", "ifactor", "dfactor") if k in o}
+        limits = {k: o[k] for k in ("min_step", "max_step") if k in o}
         return Control(
             self.tableau.order,
             self.rtol,
             self.atol,
             self.norm,
             max_steps=self.max_steps,
-            first_step=None if first is None else float(first),
+            first_step=o.get("first_step", self.dt),
             **limits,
             **given,
         )
@@ -173,7 +173,7 @@ class Plan:
             # the history stays where it is when a requested time moves: only the start is mobile
             clock = dict(list(clock.items())[:1])
             return Adams(
-                *(rhs, stats, self.max_steps, implicit, self.rtol, self.atol, clock),
+                *(rhs, stats, implicit, self.rtol, self.atol, clock),
                 sides=self.sides(rhs.time_dtype),
                 callbacks=callbacks,
                 **order,
@@ -199,7 +199,7 @@ class Plan:
             stepper = BufferedStepper(rhs, self.tableau, like)
         sides = self.sides(rhs.time_dtype)
         if self.kind == "fixed":
-            return FixedRK(rhs, stepper, stats, self.max_steps, sides, callbacks)
+            return FixedRK(rhs, stepper, stats, sides, callbacks)
         stops = [*stops, *self._step_t]
         return AdaptiveRK(rhs, stepper, self.control(), stats, sides, callbacks, stops)
 
@@ -212,20 +212,39 @@ _RANGES = {
     "safety": (0.0, 1.0),
     "ifactor": (1.0, math.inf),
     "dfactor": (0.0, 1.0),
-    "max_num_steps": (0.0, math.inf),
+    "graph_memory": (0.0, math.inf),
 }
+# name: (smallest, largest) of the whole numbers
+_WHOLE = {
+    "max_num_steps": (1, math.inf),
+    "max_order": (1, 12),
+    "max_iters": (1, math.inf),
+    "batch_dim": (0, math.inf),
+}
+_FLAGS = ("perturb", "per_sample", "compile", "checkpoint")
+_FUNCTIONS = ("norm", "grid_constructor")
 
 
 def _check_numbers(options: dict[str, Any]) -> None:
-    """Raise for numbers out of range; drop those that are None, which stands for the default."""
+    """Bring numbers into floats and ints; raise for those out of range."""
     for name, (low, high) in _RANGES.items():
-        if name not in options:
-            continue
-        value = options[name]
-        if value is None:
-            del options[name]
-        elif not (low < float(value) <= high or (name == "min_step" and float(value) == 0.0)):
-            raise InvalidArgumentError(f"{name} must lie in ({low:g}, {high:g}], got {value!r}")
+        if name in options:
+            options[name] = within(name, options[name], low, high, closed=name == "min_step")
+    for name, (least, most) in _WHOLE.items():
+        if name in options:
+            options[name] = whole(name, options[name], least, most)
+
+
+def _check_kinds(options: Mapping[str, Any]) -> None:
+    """Raise for switches that are no booleans and functions that are none."""
+    for name in _FLAGS:
+        if not isinstance(options.get(name, False), bool):
+            raise InvalidArgumentError(f"{name} must be True or False, got {shown(options[name])}")
+    for name in _FUNCTIONS:
+        if not callable(options.get(name, callable)):
+            raise InvalidArgumentError(f"{name} must be a function, got {shown(options[name])}")
+    for name in ("jump_t", "step_t"):
+        times(name, options.get(name))
 
 
 # name: smallest of the whole numbers that method "pan" takes
@@ -236,15 +255,10 @@ _COUNTS = {
 
 
 def _check_counts(options: dict[str, Any]) -> None:
-    """Raise for numbers of coefficients, points and iterations out of range; drop those of None."""
+    """Raise for numbers of coefficients, points and iterations out of range."""
     for name, least in _COUNTS.items():
-        if name in options and options[name] is None:
-            del options[name]
-        value = options.get(name, least)
-        if isinstance(value, bool) or int(value) != value or value < least:
-            raise InvalidArgumentError(
-                f"{name} must be an integer of at least {least}, got {value!r}"
-            )
+        if name in options:
+            options[name] = whole(name, options[name], least)
     n, points = options.get("num_coeffs"), options.get("num_points")
     if points is not None and n is None:
         raise InvalidArgumentError("num_points goes with num_coeffs: give both, or neither")
@@ -254,15 +268,15 @@ def _check_counts(options: dict[str, Any]) -> None:
         )
 
 
-def _times_option(value: Any) -> list[float]:
-    """step_t or jump_t as floats: a tensor or any sequence of numbers."""
-    if value is None:
-        return []
-    return [float(x) for x in (value.tolist() if isinstance(value, Tensor) else value)]
-
-
 def user_norm(norm: Callable[[Any], Any] | None, unpack: Callable[[Tensor], Any]) -> Norm:
     """The user's norm of the state (in the user's structure), or root mean square."""
     if norm is None:
         return rms
-    return lambda x: float(norm(unpack(x)))
+    return lambda x: _norm_value(norm(unpack(x)))
+
+
+def _norm_value(value: Any) -> float:
+    found = as_float(value.detach() if isinstance(value, Tensor) else value)
+    if found is None:
+        raise InvalidArgumentError(f"norm must return one number, got {shown(value)}")
+    return found

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgumentError
+from ...errors import InvalidArgumentError, unknown_name
 from ...rhs import RHS, Time
 from ...solution import Retcode, SolveStats
 from .control import StepFailure
+
+_SOLVERS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 
 
 class ScipyStep:
@@ -48,6 +50,8 @@ class ScipyStream:
         self.rhs, self.stats, self.rtol = rhs, stats, rtol
         self.atol = atol.cpu().numpy() if isinstance(atol, Tensor) else atol
         self.solver = options.get("solver", "RK45")
+        if self.solver not in _SOLVERS:
+            raise unknown_name("solver of SciPy", self.solver, _SOLVERS)
         names = ("min_step", "max_step", "first_step")
         self.limits = {k: options[k] for k in names if options.get(k) is not None}
 

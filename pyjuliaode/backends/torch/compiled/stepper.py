@@ -50,7 +50,7 @@ class CompiledStepper(Stepper):
         self._check(slope, f0)
         self.rhs.nfe += 1
         d0, d1, d2, h0 = norms.tolist()
-        control.check_start(t0, d0, d1)
+        control.check_start(t0, y0, f0, d0, d1)
         return control.first_size(d1, d2, h0)
 
     @torch.no_grad()

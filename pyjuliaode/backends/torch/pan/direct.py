@@ -136,6 +136,8 @@ def _solved(
     v: Tensor, pull: Callable[[Tensor], Tensor], transposed: Tensor, tol: float
 ) -> tuple[Tensor, Tensor]:
     """w = v + transposed J' w, and J' w."""
+    if v.numel() == 0:  # of an empty batch
+        return v, v
     if not bool(v.isfinite().all()):  # as backpropagation: NaN, for a gradient scaler to see
         return v, torch.full_like(v, torch.nan)
     w, last = v, math.inf

@@ -43,6 +43,12 @@ class PanStep:
     def interpolate(self, t: Time) -> Tensor:
         return self.piece.between([float(t)])[0]
 
+    def states(self, times: Sequence[float]) -> list[Tensor]:
+        return list(self.piece.between(list(times))) if times else []
+
+    def landing(self, t: float) -> Tensor:
+        return self.interpolate(t)
+
 
 class PanStream:
     """Polynomial approximation over intervals that follow one another (Panagiotopoulos, PAN, 2024).
