@@ -24,6 +24,34 @@ class _Refuse(torch.autograd.Function):
         raise UnsupportedError(ctx.message)
 
 
+class _Differentiable(torch.autograd.Function):
+    """Passes gradients on; they can be differentiated so many times."""
+
+    @staticmethod
+    def forward(ctx: Any, message: str, times: int, x: Tensor, root: Tensor) -> Tensor:
+        ctx.message, ctx.times = message, times
+        ctx.save_for_backward(root)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        if ctx.times == 0:
+            raise UnsupportedError(ctx.message)
+        if not torch.is_grad_enabled():
+            return None, None, grad, None
+        (root,) = ctx.saved_tensors
+        # zero, but of a graph: what is differentiated once more passes here again
+        zero = _Differentiable.apply(ctx.message, ctx.times - 1, torch.zeros_like(root), root)
+        return None, None, _Differentiable.apply(ctx.message, ctx.times - 1, grad, root), zero
+
+
+def differentiable(x: Tensor, times: int, message: str) -> Tensor:
+    """``x``, of which derivatives beyond those of order ``times`` raise."""
+    if not x.requires_grad or torch._C._are_functorch_transforms_active():
+        return x
+    return _Differentiable.apply(message, times, x, x)
+
+
 DIRECT = "solve with adjoint='direct' and options={'checkpoint': False}"
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from ..errors import BackendUnavailableError, unknown_name
+from ..errors import BackendUnavailableError, InvalidArgumentError, unknown_name
 from ..problem import Problem
 from ..solution import Retcode, SolveStats
 from ..solver import Solver
@@ -36,12 +37,29 @@ class AdjointRequest:
 
 
 @dataclass
+class Event:
+    """What ended a solve.
+
+    Attributes:
+        t: its time; y: the flat state there.
+        element: which element of event_fn left its side.
+        before: a time before it, as near as can be told; t itself where none is known.
+    """
+
+    t: float
+    y: Tensor
+    element: int
+    before: float
+
+
+@dataclass
 class Result:
     """What a backend returns for a problem.
 
     Attributes:
-        y: flat states (T', N) at the requested times that were reached, in autograd.
-        event: (time, flat state) where an event ended the solve.
+        y: flat states (T', N) at the requested times that were reached, in autograd; and, last, at
+            the time of the event where one ended the solve.
+        event: what ended it, or None.
     """
 
     y: Tensor
@@ -50,7 +68,7 @@ class Result:
     message: str = ""
     step_t: list[float] = field(default_factory=list)
     dense: Callable[..., Any] | None = None
-    event: tuple[float, Tensor] | None = None
+    event: Event | None = None
 
 
 class Backend(Protocol):
@@ -87,7 +105,9 @@ class Backend(Protocol):
         solver: Solver,
         adjoint: AdjointRequest,
         event_fn: Callable[..., Tensor] | None = None,
-    ) -> Result: ...
+    ) -> Result:
+        """Solve; with ``event_fn`` up to its first event, if there is one within the times."""
+        ...
 
 
 _registry: dict[str, Backend] = {}
@@ -158,3 +178,18 @@ def backend_for(
             f"{julia.missing() or 'PYJULIAODE_BACKEND names another'}"
         )
     return backend
+
+
+def event_value(value: Any) -> Tensor:
+    """What event_fn returned, as a flat tensor of numbers; True and False are 1 and -1.
+
+    Raises:
+        InvalidArgumentError: it is no real tensor.
+    """
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise InvalidArgumentError(
+            f"event_fn must return a real tensor, got {type(value).__name__}"
+        )
+    if value.dtype == torch.bool:
+        value = torch.where(value, 1.0, -1.0)
+    return value.reshape(-1)

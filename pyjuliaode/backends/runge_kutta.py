@@ -79,6 +79,20 @@ class Step:
         theta = (t - self.start) / self.h
         return stepper.extend(self.y0, self.h, theta)
 
+    def states(self, times: Sequence[float]) -> list[Tensor]:
+        """The states at several times within the step; no autograd graph."""
+        stepper = self._stepper
+        if stepper.tableau.interpolant is None or not times:
+            return [self.interpolate(t) for t in times]
+        q = self.polynomial()
+        theta = torch.tensor([(t - self.t0) / (self.t1 - self.t0) for t in times], device="cpu")
+        powers = theta.to(torch.float64) ** torch.arange(1, q.shape[1] + 1, device="cpu")[:, None]
+        return list(torch.addmm(self.y0.detach()[:, None], q, powers.to(q)).unbind(1))
+
+    def landing(self, t: float) -> Tensor:
+        """The state at t by a step of its own, as accurate as any; with a graph if this has one."""
+        return restep(self._stepper, self.t0, self.y0, t)
+
     @property
     def start(self) -> Time:
         """t0, with its gradient where it carries one."""
@@ -160,9 +174,10 @@ class Stepper:
 
 def restep(stepper: Stepper, t0: float, y0: Tensor, t: Time) -> Tensor:
     """The state at t by a step of its own, for methods without an interpolant of their order."""
-    fresh = GraphStepper(stepper.rhs, stepper.tableau)
+    fresh = GraphStepper(stepper.rhs, stepper.tableau, stepper.clock)
     fresh.start(stepper.k[0])
-    return fresh.trial(t0, t, t - t0, y0)
+    h = t - t0 if isinstance(t, Tensor) else fresh.span(t0, t, t - t0)
+    return fresh.trial(t0, t, h, y0, close=False)
 
 
 def powers_of(theta: float, degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -234,6 +249,7 @@ class GraphStepper(Stepper):
     def __init__(self, rhs: RHS, tableau: Tableau, clock: Mapping[float, Tensor] | None = None):
         super().__init__(rhs, tableau, clock)
         self.k: list[Tensor] = []
+        self._graph = True
 
     def start(self, slope: Tensor) -> None:
         self.k = [slope]
@@ -252,7 +268,7 @@ class GraphStepper(Stepper):
         tab, k = self.tableau, self.k[:1]
         start = self.clock.get(t, t)
         end = self.clock.get(t1, t1) if t_end is None else t_end
-        self._has_f1, self._end = False, end
+        self._has_f1, self._end, self._graph = False, end, torch.is_grad_enabled()
         yi = y
         for c, a in zip(tab.c[1:], tab.a, strict=True):
             if not (close or tab.fsal) and len(k) == tab.core:
@@ -266,6 +282,11 @@ class GraphStepper(Stepper):
 
     def next_slope(self) -> Tensor | None:
         return self.k[-1] if self.tableau.fsal or self._has_f1 else None
+
+    def complete(self, y1: Tensor) -> None:
+        # the next step begins with this slope: with its graph, also where someone only looks
+        with torch.set_grad_enabled(self._graph):
+            super().complete(y1)
 
     def _put_f1(self, slope: Tensor) -> None:
         self.k.append(slope)

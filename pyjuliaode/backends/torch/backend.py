@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._torch import traced
 from ...errors import InvalidArgumentError, UnsupportedError, unknown_name
 from ...graph import saved_bytes
-from ...problem import Problem
+from ...problem import HALF, Problem
 from ...refusal import refuse_transforms
 from ...rhs import RHS, PerFunction, unlisted_leaves, warn_of_lost_gradients
 from ...solution import Retcode, SolveStats
@@ -21,6 +23,7 @@ from ...solver import Solver
 from ..autocast import AutocastField, unwrapped
 from ..base import AdjointRequest, Capabilities, Result
 from ..dense import UserDense
+from ..limits import check_scale
 from ..runge_kutta import NeedsGraph
 from ..tolerance import tolerance
 from . import per_sample
@@ -39,6 +42,10 @@ _facts = PerFunction()
 
 class _GraphTooLarge(Exception):
     """The autograd graph has grown beyond its budget."""
+
+
+class _TwoPasses(Exception):
+    """This gradient is of a solve whose end is known: the event has to be found before."""
 
 
 class TorchBackend:
@@ -100,11 +107,33 @@ class TorchBackend:
             with torch.autocast(device, enabled=False):
                 return self.solve(problem, solver, adjoint, event_fn)
         plan = _forward_plan(problem, solver)
+        _check_of_plan(problem, plan)
         stats = SolveStats(method=plan.method, adjoint=solver.adjoint, backend=self.name)
         started = time.perf_counter()
-        trace = _run(problem, solver, plan, adjoint, stats, event_fn)
+        try:
+            trace = _run(problem, solver, plan, adjoint, stats, event_fn)
+        except _TwoPasses:
+            trace = _run_to_event(problem, solver, plan, adjoint, stats, event_fn)
         stats.seconds = time.perf_counter() - started
         return _result(problem, plan, trace, stats)
+
+
+def _check_of_plan(problem: Problem, plan: Plan) -> None:
+    """Raise for a y0 that the method or its tolerances cannot deal with."""
+    if plan.chooses_steps:
+        if problem.y0.dtype in HALF:
+            raise UnsupportedError(
+                f"y0 is {problem.y0.dtype}, in which method {plan.method!r} cannot control its "
+                "steps: keep the state in float32, with torch.autocast inside the field or around "
+                "the solve, or take fixed steps, method='rk4' and a step size"
+            )
+        check_scale(problem, plan.rtol, plan.atol)
+    if traced(problem.y0) and plan.kind != "fixed":
+        raise UnsupportedError(
+            f"method {plan.method!r} chooses its steps, or its weights, by values that are not "
+            "there while a model is exported or traced: use a Runge-Kutta method of fixed steps, "
+            "Solver('rk4', dt=0.1, backend='torch'), or export the field alone"
+        )
 
 
 def _forward_plan(problem: Problem, solver: Solver) -> Plan:
@@ -140,7 +169,10 @@ def _run(
     try:
         if len(problem.times) == 1:
             return Trace([problem.y0], list(problem.times))
-        if solver.option("per_sample", False):
+        if traced(problem.y0):  # operations that can be recorded, whatever the adjoint
+            stats.adjoint = "direct"
+            return run_graph(problem, plan, rhs, None, stats, dense=False, record=False)
+        if solver.option("per_sample", False) and problem.y0.numel():
             return per_sample.run(problem, plan, rhs, solver, stats, event_fn is not None)
         if plan.kind == "scipy":
             solver = _scipy_solver(solver, event_fn)
@@ -150,12 +182,41 @@ def _run(
         adjoint_plan = _adjoint_plan(problem, solver, plan, request)
         if not _wants_gradient(problem):
             return _run_plain(problem, plan, rhs, stats, options)
+        if event_fn is not None:
+            raise _TwoPasses
         refuse_transforms(f"adjoint {solver.adjoint!r}")
         if compiled is not None:
             options["backward_rhs"] = partial(CompiledRHS, field=compiled)
         return run_continuous(problem, plan, adjoint_plan, rhs, stats, **options)
     finally:
         stats.nfe_forward, stats.alongside_forward = rhs.nfe, rhs.alongside
+
+
+def _run_to_event(
+    problem: Problem,
+    solver: Solver,
+    plan: Plan,
+    request: AdjointRequest,
+    stats: SolveStats,
+    event_fn: Callable[..., Tensor] | None,
+) -> Trace:
+    """Find the event without a graph, then solve up to it with one."""
+    rhs = RHS(problem)
+    stats.n_accepted = stats.n_rejected = 0
+    with torch.no_grad():
+        found = run(plan, problem, rhs, problem.y0, None, stats, graph=False, event_fn=event_fn)
+    event = found.event
+    if event is None and (found.failure is not None or math.isinf(problem.times[-1])):
+        stats.nfe_forward = rhs.nfe
+        return found
+    stats.n_accepted = stats.n_rejected = 0
+    upto = problem if event is None else problem.up_to(event.t)
+    trace = _run(upto, solver, plan, request, stats, None)
+    stats.nfe_forward += rhs.nfe
+    stats.alongside_forward += rhs.alongside
+    if event is not None and trace.failure is None:
+        trace.event = replace(event, y=trace.rows[-1])
+    return trace
 
 
 def _compiled(problem: Problem, solver: Solver, plan: Plan) -> CompiledField | None:
@@ -231,9 +292,11 @@ def _run_direct(
             return run(plan, problem, rhs, problem.y0, f0, stats, graph=False, **options)
         except NeedsGraph:
             stats.n_accepted = stats.n_rejected = 0
-    if plan.kind == "pan":
+    if plan.kind == "pan" and options["event_fn"] is None:
         return _run_pan(problem, plan, rhs, f0, stats, options)
     checkpoint = compiled is not None or solver.option("checkpoint")
+    if options["event_fn"] is not None and (checkpoint or plan.tableau is None):
+        raise _TwoPasses
     if checkpoint is None and solver.adjoint == "auto":
         return _run_within_budget(problem, solver, plan, rhs, f0, stats, options)
     if checkpoint:
@@ -333,6 +396,8 @@ def _run_within_budget(
         except _GraphTooLarge:
             _facts.put(func, (*key, "replay", budget), True)
             stats.n_accepted = stats.n_rejected = 0
+    if options["event_fn"] is not None:
+        raise _TwoPasses
     stats.adjoint = "direct (replay)"
     return run_replay(problem, plan, rhs, f0, stats, **options)
 

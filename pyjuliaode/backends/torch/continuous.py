@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import SolverError
+from ...errors import solver_error
 from ...problem import Problem
 from ...refusal import once_only
 from ...rhs import RHS, Time, warn_of_lost_gradients
@@ -247,10 +247,11 @@ class _Sweep:
                 if self.adjoint.kind == "gauss" and self.params:
                     self._quadrature(step)
         except StepFailure as failure:
-            raise SolverError(
+            raise solver_error(
                 f"the {self.adjoint.kind} adjoint failed going back from t = {t1:g}. "
                 f"{failure.message}",
                 failure.retcode,
+                drop_in=self.problem.drop_in,
             ) from None
         parts = z.split(self.sizes)
         if self.sizes[-1]:

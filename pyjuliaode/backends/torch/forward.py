@@ -5,24 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..._torch import traced
 from ...errors import InvalidArgumentError
 from ...problem import Problem
 from ...rhs import RHS
 from ...solution import Retcode, SolveStats
 from ..autocast import unwrapped
+from ..base import Event
 from ..runge_kutta import Stepper, state_at
 from .callbacks import Callbacks
 from .control import StepFailure
 from .dense import DenseOutput, RestepOutput
 from .events import EventFinder
-from .fixed import fixed_grid
+from .fixed import endless_grid, fixed_grid
 from .pan.dense import PanOutput
 from .plan import Plan
 
@@ -40,7 +41,7 @@ class Trace:
         step_y: flat states at the step boundaries but the last, where recorded.
         dense: dense output, where recorded.
         failure: why the run ended early, or None.
-        event: (time, flat state) of the event that ended the run, or None.
+        event: what ended the run, or None; its state is then the last of the rows.
     """
 
     rows: list[Tensor] | Tensor
@@ -48,7 +49,7 @@ class Trace:
     step_y: list[Tensor] = field(default_factory=list)
     dense: DenseOutput | None = None
     failure: StepFailure | None = None
-    event: tuple[float, Tensor] | None = None
+    event: Event | None = None
 
 
 def transforms_active() -> bool:
@@ -64,7 +65,7 @@ def grid_of(plan: Plan, problem: Problem) -> Iterable[float]:
             raise InvalidArgumentError(
                 f"method {plan.method!r} needs options['step_size'] to search for an event"
             )
-        return count(start, math.copysign(plan.dt, end))
+        return endless_grid(start, math.copysign(plan.dt, end), plan.max_steps)
     y0 = problem.structure.unpack(problem.y0)
     constructor = plan.options.get("grid_constructor")
     return fixed_grid(problem.func, y0, problem.t, problem.times, plan.dt, constructor)
@@ -115,22 +116,39 @@ def run(
         for step in steps:
             found = None if event is None else event.find(step)
             reached = step.t1 if found is None else found[0]
-            pending = _collect(trace, step, times, pending, reached, direction, plan, clock)
+            if found is not None:
+                trace.event = Event(reached, step.landing(reached), *found[1:])
+            before, pending = (
+                pending,
+                _collect(trace, step, times, pending, reached, direction, plan, clock),
+            )
+            if pending > before and problem.drop_in and plan.kind == "adaptive":
+                stream.begin_interval()
             if record:
                 trace.step_y.append(step.y0.detach())
-            trace.step_t.append(step.t1)
+            trace.step_t.append(reached)
             if trace.dense is not None:
                 trace.dense.append(step)
             if watch is not None:
                 watch()
-            if found is not None:
-                trace.event = found
+            if trace.event is not None:
+                _end_at(trace, trace.event, times)
                 break
     except StepFailure as failure:
         trace.failure = failure
-    if trace.failure is None and not plan.chooses_steps and not transforms_active():
+    unchecked = problem.drop_in or plan.chooses_steps or transforms_active() or traced(y0)
+    if trace.failure is None and not unchecked:
         _check_finite(trace, times)
     return trace
+
+
+def _end_at(trace: Trace, event: Event, times: list[float]) -> None:
+    """The event's state as the last row, in place of a requested time that coincides with it."""
+    if len(trace.rows) > 1 and times[len(trace.rows) - 1] == event.t:
+        trace.rows.pop()
+    trace.rows.append(event.y)
+    if trace.dense is not None:
+        trace.dense.bounds[-1] = event.t
 
 
 def differentiated(function: type[torch.autograd.Function], task: Any) -> Trace:
