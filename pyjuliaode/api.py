@@ -11,21 +11,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._torch import opaque
+from .arguments import keywords, number, shown
 from .backends import AdjointRequest, backend_for, choose, registered
 from .errors import InvalidArgumentError, UnsupportedError, unknown_name
 from .event import solve_event, to_solution
 from .problem import Problem, State
 from .solution import Solution
-from .solver import Solver
+from .solver import OPTIONS, SOLVER_NAMES, Solver, solver_keyword
 
 Field = Callable[[Tensor, State], State]
 
+NOT_TRACED = (
+    "the steps of an ODE solver depend on values, so pyjuliaode's solves are not traced. Leave out "
+    "fullgraph=True (a solve is one graph break), or compile the field alone, as in "
+    "NeuralODE(HBNODE(torch.compile(field))); to export a model, use torch.export with "
+    "strict=False and a solver of fixed steps, Solver('rk4', dt=0.1, backend='torch')"
+)
 
+
+def _drop_in_keyword(name: str) -> str | None:
+    """How what torchdiffeq's functions do not have is written, for one who passed it to them."""
+    if name in ("tol", "tolerance", "eps"):
+        return "pass rtol=... and atol=..., relative and absolute"
+    if name == "solver":
+        return "pass method='dopri5', or call pyjuliaode.solve(func, y0, t, solver)"
+    if name.startswith("adjoint"):
+        return "it is odeint_adjoint's"
+    return f"it is an option, options={{{name!r}: ...}}" if name in OPTIONS else None
+
+
+@opaque(NOT_TRACED)
+@keywords(solver_keyword, SOLVER_NAMES)
 def solve(
     func: Field,
     y0: State,
     t: Tensor | Sequence[float],
-    solver: Solver | None = None,
+    solver: Solver | str | None = None,
     *,
     event_fn: Callable[[Tensor, State], Tensor] | None = None,
     params: Sequence[Tensor] | None = None,
@@ -38,7 +60,7 @@ def solve(
             tensor in the real dtype of the state.
         y0: initial state: a tensor of any shape, or a tuple of tensors of one dtype and device.
         t: times, shape (T,), T >= 2, increasing or decreasing; a time may be repeated.
-        solver: :class:`Solver`; default ``Solver()``.
+        solver: :class:`Solver`, or the name of a method; default ``Solver()``.
         event_fn: ends the solve at the first sign change of any element of ``event_fn(t, y)``;
             the solution's last time is then that of the event, differentiable.
         params: tensors for which a continuous adjoint computes gradients; default: those of
@@ -53,7 +75,7 @@ def solve(
     Raises:
         InvalidArgumentError, UnsupportedError, BackendUnavailableError, SolverError.
     """
-    solver = Solver() if solver is None else solver
+    solver = Solver.of(solver)
     if solver.option("form") is not None:
         return _solve_as_dae(func, y0, t, solver, event_fn, params, throw)
     problem = Problem.build(func, y0, t, params)
@@ -95,6 +117,8 @@ def _solve_as_dae(
     return solution
 
 
+@opaque(NOT_TRACED)
+@keywords(_drop_in_keyword, OPTIONS)
 def odeint(
     func: Field,
     y0: State,
@@ -130,6 +154,8 @@ def odeint(
     return _odeint(func, y0, t, solver, AdjointRequest(), event_fn, None)
 
 
+@opaque(NOT_TRACED)
+@keywords(_drop_in_keyword, OPTIONS)
 def odeint_adjoint(
     func: nn.Module,
     y0: State,
@@ -164,12 +190,19 @@ def odeint_adjoint(
             "func must be a torch.nn.Module so that its parameters are known, got "
             f"{type(func).__name__}; or pass adjoint_params (an empty tuple where there are none)"
         )
+    adjoint_method = None if adjoint_method is None else _method_of(adjoint_method)
     if adjoint_method not in (None, method) and options is not None and adjoint_options is None:
         raise InvalidArgumentError(
             "adjoint_method differs from method and options are given: say with adjoint_options "
             "what the adjoint method takes"
         )
     solver = _drop_in_solver(rtol, atol, method, options, backend)
+    if adjoint_method is not None and not isinstance(adjoint_method, str):
+        raise InvalidArgumentError(
+            f"adjoint_method must be the name of a method, got {shown(adjoint_method)}"
+        )
+    if adjoint_options is not None and not isinstance(adjoint_options, Mapping):
+        raise InvalidArgumentError(f"adjoint_options must be a dict, got {shown(adjoint_options)}")
     extra = None if adjoint_options is None else dict(adjoint_options)
     adjoint = None if extra is None else extra.pop("adjoint", None)
     if adjoint is None:
@@ -203,9 +236,9 @@ def _drop_in_solver(
     rtol: Any, atol: Any, method: str | None, options: Mapping[str, Any] | None, backend: str
 ) -> Solver:
     """A Solver with torchdiffeq's defaults: dopri5, a graph through the steps."""
-    method = "dopri5" if method is None else method
+    method = _method_of(method)
     if options is not None and not isinstance(options, Mapping):
-        raise InvalidArgumentError(f"options must be a dict, got {type(options).__name__}")
+        raise InvalidArgumentError(f"options must be a dict, got {shown(options)}")
     # torchdiffeq keeps the graph of the steps; its methods alone have one to keep
     known = method in registered()["torch"].capabilities().methods
     free = method == "scipy_solver" or not known or _asks_for_replay(options)
@@ -216,9 +249,21 @@ def _drop_in_solver(
         atol,
         adjoint=adjoint,
         backend=backend,
-        max_steps=100_000,
+        max_steps=_MOST_STEPS,
         options={"dense": False, **(options or {})},
     )
+
+
+def _method_of(name: Any) -> Any:
+    """torchdiffeq's default for None, and its older names."""
+    if name is None:
+        return "dopri5"
+    return "implicit_adams" if name == "fixed_adams" else name
+
+
+# torchdiffeq has no limit, and no end where a problem is stiff; both are of an interval between
+# two requested times, and of an event's search that has no end
+_MOST_STEPS, _MOST_TO_EVENT = 100_000, 10_000
 
 
 def _asks_for_replay(options: Mapping[str, Any] | None) -> bool:
@@ -235,19 +280,23 @@ def _odeint(
     params: Sequence[Tensor] | None,
 ) -> Any:
     if event_fn is None:
-        problem = Problem.build(func, y0, t, params, single_time=True)
+        problem = Problem.build(func, y0, t, params, single_time=True, drop_in=True)
         result = backend_for(problem, solver, adjoint).solve(problem, solver, adjoint)
         return to_solution(problem, result, throw=True).y
-    problem = Problem.build(func, y0, t, params)
+    problem = Problem.build(func, y0, t, params, drop_in=True)
+    if solver.option("max_num_steps") is None:
+        solver = replace(solver, max_steps=_MOST_TO_EVENT)
     if len(problem.times) != 2:
         raise InvalidArgumentError(
             f"with event_fn t must hold 2 times (start and direction), got {len(problem.times)}"
         )
     problem.times[1] = math.copysign(math.inf, problem.times[1] - problem.times[0])
     solution = solve_event(problem, solver, adjoint, event_fn, throw=True)
-    return solution.event_t, solution.y
+    dtype = t.dtype if isinstance(t, Tensor) else torch.float64
+    return solution.event_t.to(dtype), solution.y
 
 
+@opaque(NOT_TRACED)
 def odeint_event(
     func: Field,
     y0: State,
@@ -266,13 +315,18 @@ def odeint_event(
     To go on from the event, start where event_fn is exactly zero or on the side where the motion
     leads: the state that is returned lies within rounding of the root, on either side of it.
     """
-    parts = y0 if isinstance(y0, (tuple, list)) else (y0,)
-    start = torch.as_tensor(t0, dtype=parts[0].abs().dtype, device=parts[0].device)
+    if not isinstance(t0, Tensor):
+        t0 = torch.tensor(number("t0", t0, "be finite", math.isfinite), dtype=torch.float64)
+    if t0.numel() != 1:
+        raise InvalidArgumentError(f"t0 must be one time, got {shown(t0)}")
+    start = t0.reshape(())
     ahead = start.detach() + (-1.0 if reverse_time else 1.0)
-    t = torch.stack([start.reshape(()), ahead.reshape(())])
+    t = torch.stack([start, ahead])
     return odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
 
 
+@opaque(NOT_TRACED)
+@keywords(_drop_in_keyword, OPTIONS)
 def odeint_dense(
     func: Field,
     y0: State,
@@ -288,8 +342,9 @@ def odeint_dense(
     """Solve from t0 to t1 and return a callable: ``dense(t)`` is the state at any time between."""
     options = {**(options or {}), "dense": True}
     solver = _drop_in_solver(rtol, atol, method, options, backend)
+    span = [number(name, t, "be finite", math.isfinite) for name, t in (("t0", t0), ("t1", t1))]
     with torch.no_grad():
-        return solve(func, y0, [float(t0), float(t1)], solver)
+        return solve(func, y0, span, solver)
 
 
 def warmup(adjoint: str = "gauss", method: str = "tsit5") -> dict[str, float]:

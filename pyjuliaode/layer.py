@@ -8,11 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .api import solve
+from ._torch import opaque
+from .api import NOT_TRACED, solve
+from .arguments import keywords
 from .dynamics import NODE, Dynamics
-from .errors import InvalidArgumentError
+from .errors import InvalidArgumentError, UnsupportedError
+from .problem import HALF, check_times
 from .solution import SolveStats
-from .solver import Solver
+from .solver import SOLVER_NAMES, Solver, solver_keyword
 
 
 class NeuralODE(nn.Module):
@@ -22,58 +25,81 @@ class NeuralODE(nn.Module):
         dynamics: a dynamics (NODE, HBNODE, ...); any other module is taken as the field of a NODE.
         t: the time span, or all requested times, monotone; two times return the state
             at the last, more return all. An nn.Parameter is learned.
-        solver: :class:`Solver`; default ``Solver()``.
+        solver: :class:`Solver`, or the name of a method; default ``Solver()``.
 
     Calling it with h0 of shape (B, ...) returns h at the last time, (B, ...), or with more than
-    two times (T, B, ...). ``stats`` holds the :class:`SolveStats` of the last call; its backward
-    numbers are filled in by ``backward()``.
+    two times (T, B, ...), in the memory format of h0. ``stats`` holds the :class:`SolveStats` of
+    the last call; its backward numbers are filled in by ``backward()``.
+
+    Under ``torch.autocast`` the field runs as autocast has it, and the state is solved in float32
+    (or float64), also where h0 comes in half precision from an earlier layer: h is float32 then.
+    ``torch.compile`` of a model calls the layer as it is, one graph break; compile the field for
+    more. ``torch.export`` (strict=False) follows it with a solver of fixed steps.
 
     Raises:
         InvalidArgumentError: fewer than two times, or a time span that the dynamics refuses.
     """
 
+    @keywords(solver_keyword, SOLVER_NAMES)
     def __init__(
         self,
         dynamics: nn.Module,
         t: Sequence[float] | Tensor = (0.0, 1.0),
-        solver: Solver | None = None,
+        solver: Solver | str | None = None,
     ):
         super().__init__()
         self.dynamics = dynamics if isinstance(dynamics, Dynamics) else NODE(dynamics)
-        self.solver = Solver() if solver is None else solver
-        times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
-        if times.ndim != 1 or times.numel() < 2:
-            raise InvalidArgumentError(f"t must hold at least two times, got {t!r}")
-        if isinstance(times, nn.Parameter):
-            self.t = times
-        elif times.requires_grad:
+        self.solver = Solver.of(solver)
+        times = check_times(t)
+        if times.requires_grad and not isinstance(times, nn.Parameter):
             raise InvalidArgumentError(
                 "t carries a gradient: pass it to the call, or make it an nn.Parameter to learn it"
             )
-        else:
-            self.register_buffer("t", times.to(torch.float64), persistent=False)
+        # no buffer where they are not learned: a device would have to be asked for it, and an
+        # ensemble would stack it
+        kept = isinstance(times, nn.Parameter)
+        self.t = times if kept else times.detach().to("cpu", torch.float64)
+        self._host: tuple[Tensor | None, list[float]] = (None, [])
         self.stats: SolveStats | None = None
         self._derived: tuple[Solver | None, Solver] = (None, self.solver)
 
+    @opaque(NOT_TRACED)
     def forward(
         self, h0: Tensor, t: Tensor | Sequence[float] | None = None, dh0: Tensor | None = None
     ) -> Tensor:
         """h0 (B, ...) -> h, at other times ``t`` or from an initial velocity ``dh0`` if given."""
-        times = self.t if t is None else t
-        if not isinstance(times, Tensor):
-            times = torch.tensor(times, dtype=torch.float64, device=h0.device)
-        host = times.detach().tolist()
-        t0 = times[0] if times.requires_grad else host[0]
-        state = self.dynamics.initial_state(h0, dh0, t0=t0)
+        times = self._times(t)
+        state = self.dynamics.initial_state(_widened(h0), _widened(dh0), t0=times[0])
         solution = solve(self.dynamics, state, times, self._solver())
         self.stats = solution.stats
-        if len(host) == 2:
-            return self._readout(times[-1], solution.y[-1])
-        rows = [self._readout(x, y) for x, y in zip(times, solution.y, strict=True)]
-        return torch.stack(rows)
+        if len(times) == 2:
+            found = self._readout(times[-1], solution.y[-1])
+        else:
+            rows = zip(times, solution.y, strict=True)
+            found = torch.stack([self._readout(x, y) for x, y in rows])
+        return _laid_out_as(h0, found)
 
-    def _readout(self, t: Tensor, state: Tensor) -> Tensor:
-        return self.dynamics.readout(t.to(state.abs().dtype), state)
+    def _times(self, t: Tensor | Sequence[float] | None) -> Tensor | list[float]:
+        """The requested times: numbers, or a tensor where a gradient is asked for."""
+        times = self.t if t is None else check_times(t)
+        if times.requires_grad:
+            return times
+        if t is not None:
+            return times.tolist()
+        if self._host[0] is not times:
+            self._host = (times, times.tolist())
+        return self._host[1]
+
+    def _readout(self, t: Tensor | float, state: Tensor) -> Tensor:
+        at = t.to(state.dtype.to_real()) if isinstance(t, Tensor) else t
+        return self.dynamics.readout(at, state)
+
+    def __prepare_scriptable__(self) -> None:
+        raise UnsupportedError(
+            "torch.jit.script cannot compile a NeuralODE: the solver is plain Python. Use "
+            "torch.export with a solver of fixed steps, Solver('rk4', dt=0.1, backend='torch'), or "
+            "script the field alone, NeuralODE(HBNODE(torch.jit.script(field)))"
+        )
 
     def _solver(self) -> Solver:
         """The solver as a layer needs it: no dense output; dimension 1 of the state the batch."""
@@ -86,3 +112,18 @@ class NeuralODE(nn.Module):
         s = self.solver
         span = f"t=[{float(self.t[0]):g}, {float(self.t[-1]):g}]"
         return f"{span}, method={s.method!r}, rtol={s.rtol}, atol={s.atol}, adjoint={s.adjoint!r}"
+
+
+def _widened(h: Tensor | None) -> Tensor | None:
+    """Half precision, as layers under autocast return it, in float32: steps are not rounded."""
+    if isinstance(h, Tensor) and h.dtype in HALF and torch.is_autocast_enabled(h.device.type):
+        return h.float()
+    return h
+
+
+def _laid_out_as(h0: Tensor, h: Tensor) -> Tensor:
+    """``h`` in the memory format of images that ``h0`` has."""
+    if h0.ndim != 4 or h.ndim != 4 or h0.is_contiguous():
+        return h
+    last = h0.is_contiguous(memory_format=torch.channels_last)
+    return h.contiguous(memory_format=torch.channels_last) if last else h

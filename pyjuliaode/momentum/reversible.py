@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .._torch import opaque
 from ..errors import SolverError
 from ..refusal import once_only
 from ..solution import Retcode
@@ -65,6 +66,10 @@ class Task:
         return residual(self.functions[k], k, self.skip_inside, x, args, kwargs)
 
 
+@opaque(
+    "a reversible network reads numbers from its state in every layer, so it is not traced. Leave "
+    "out fullgraph=True, or use mode='backprop'"
+)
 def run(task: Task, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """x and v after the last layer, with gradients to x, v, the arguments and the parameters.
 
