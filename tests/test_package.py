@@ -85,7 +85,9 @@ PARTS = {
     **dict.fromkeys(
         ("errors", "graph", "refusal", "solution", "solver", "problem", "rhs"), "foundation"
     ),
-    **dict.fromkeys(("_eager", "_juliacall", "memory"), "foundation"),
+    **dict.fromkeys(
+        ("_eager", "_juliacall", "_torch", "arguments", "memory", "signature"), "foundation"
+    ),
     "backends": "backends",
     "dynamics": "dynamics",
     **dict.fromkeys(("api", "event"), "api"),
@@ -96,7 +98,7 @@ PARTS = {
     **dict.fromkeys(("crosscheck", "bench"), "crosscheck"),
     "cli": "cli",
     "__main__": "cli",
-    "__init__": "front",
+    **dict.fromkeys(("__init__", "compat"), "front"),
 }
 # ... and which parts it may import.
 MAY_IMPORT = {
@@ -109,7 +111,7 @@ MAY_IMPORT = {
     "experiments": set(PARTS.values()) - {"cli", "crosscheck"},
     "crosscheck": set(PARTS.values()) - {"cli"},
     "cli": set(PARTS.values()),
-    "front": {"foundation", "backends", "dynamics", "api", "models", "crosscheck"},
+    "front": {"foundation", "backends", "dynamics", "api", "models", "crosscheck", "front"},
 }
 
 
