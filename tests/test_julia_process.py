@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import pyjuliaode as pjo
+from pyjuliaode.backends.julia.environment import OWN, PACKAGES
 
 pytestmark = [pytest.mark.julia, pytest.mark.timeout(900)]
 
@@ -26,7 +28,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess:
         text=True,
         cwd=ROOT,
         env={**os.environ, **env},
-        timeout=600,
+        timeout=1200,
     )
 
 
@@ -185,3 +187,33 @@ def test_the_shared_vectors_are_the_same_memory():
         theirs.du[1] = 7.0
         assert workspace.du.tolist() == [0.0, 7.0, 0.0]
         runtime.discard(workspace.id)
+
+
+def compiled() -> set[tuple[str, int]]:
+    """Images of this package and its extensions; one that is compiled again is another file."""
+    depots = os.environ.get("JULIA_DEPOT_PATH", "").split(os.pathsep)
+    depot = Path(next((d for d in depots if d), Path.home() / ".julia"))
+    return {(p.name, p.stat().st_ino) for p in depot.glob("compiled/*/PyJuliaODE*/*")}
+
+
+@pytest.mark.timeout(1500)
+def test_an_environment_as_juliapkg_makes_it_compiles_nothing_twice(tmp_path):
+    """Direct dependencies are only these four: the solvers' packages are PyJuliaODE's."""
+    code = "import juliacall; print(juliacall.Main.seval('dirname(Base.active_project())'))"
+    active = Path(run(code).stdout.strip().splitlines()[-1])
+    (tmp_path / "Manifest.toml").write_bytes((active / "Manifest.toml").read_bytes())
+    deps = {OWN[0]: OWN[1], **{name: uuid for name, (uuid, _) in PACKAGES.items()}}
+    deps["PythonCall"] = "6099a3de-0909-46bc-b1f4-468b9a2dfc0d"
+    lines = [f'{name} = "{uuid}"' for name, uuid in sorted(deps.items())]
+    (tmp_path / "Project.toml").write_text("\n".join(["[deps]", *lines]) + "\n")
+    env = {"PYTHON_JULIACALL_PROJECT": str(tmp_path), "JULIA_PKG_OFFLINE": "true"}
+    exe = os.environ.get("PYTHON_JULIACALL_EXE") or shutil.which("julia")
+    if exe:
+        env["PYTHON_JULIACALL_EXE"] = exe
+    first = run(f"{SOLVE}\nonce()", **env)
+    assert first.returncode == 0, first.stderr
+    before = compiled()
+    second = run(f"{SOLVE}\nonce()", **env)
+    assert second.returncode == 0, second.stderr
+    assert before
+    assert compiled() == before

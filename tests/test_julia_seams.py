@@ -17,7 +17,7 @@ from pyjuliaode.backends.julia import backend as julia_backend
 from pyjuliaode.backends.julia import environment
 from pyjuliaode.backends.julia import setup as julia_setup
 from pyjuliaode.backends.julia.methods import find, julia_source, names, table
-from pyjuliaode.backends.julia.plan import Plan
+from pyjuliaode.backends.julia.plan import Plan, advice
 from pyjuliaode.problem import Problem
 
 JULIA = registered()["julia"]
@@ -397,3 +397,12 @@ def test_importing_and_asking_start_no_julia():
         "assert not {'juliacall', 'juliapkg'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_advice_fits_the_method_that_failed():
+    explicit = advice(pjo.Retcode.MAX_ITERS, plan("tsit5"))
+    assert "needs an implicit method" in explicit
+    assert "needs an implicit method" not in advice(pjo.Retcode.MAX_ITERS, plan("Rodas5P"))
+    of_bdf = advice(pjo.Retcode.MAX_ITERS, plan("FBDF", adjoint="interpolating"), backward=True)
+    assert "adjoint='gauss', solve with 'Rodas5P'" in of_bdf
+    assert advice(pjo.Retcode.UNSTABLE, plan("FBDF")) == pjo.Retcode.UNSTABLE.advice

@@ -25,9 +25,17 @@ method_of(name::AbstractString) = get(METHODS, Symbol(name)) do
     throw(ArgumentError("no method $name in PyJuliaODE's table"))
 end
 
-"A name of one of this package's dependencies, loaded if need be."
+"""
+A name of one of this package's dependencies, loaded if need be.
+
+By its identity: asked by name alone, within the workload of an extension, Julia looks the name up in
+the environment as well, where it need not be; it then holds the extension's image to be out of date,
+and compiles it in every process.
+"""
 function constructor_of(package::Symbol, name::Symbol)
-    loaded = Base.require(PyJuliaODE, package)
+    id = Base.identify_package(PyJuliaODE, String(package))
+    id === nothing && throw(ArgumentError("PyJuliaODE does not depend on $package"))
+    loaded = Base.require(id)
     invokelatest(isdefined, loaded, name) ||
         throw(ArgumentError("$package has no $name in the version that is installed"))
     make = invokelatest(getproperty, loaded, name)

@@ -27,7 +27,7 @@ from ..runge_kutta import Sides
 from ..tableau import Tableau
 from .forward import Forward, Kept, accepted_steps, run_forward
 from .native.field import NativeField
-from .plan import Plan
+from .plan import Plan, advice
 from .requests import AdjointReport, AdjointRequest, address, doubles
 from .runtime import Runtime
 from .tableau import numbers_of
@@ -269,7 +269,8 @@ def _solve_adjoint(
     if not retcode.successful:
         raise solver_error(
             f"the {plan.adjoint} adjoint ({plan.adjoint_method.name}) failed at "
-            f"t = {kept.sign * report.reached:.6g} with retcode {retcode}. {retcode.advice}",
+            f"t = {kept.sign * report.reached:.6g} with retcode {retcode}. "
+            f"{advice(retcode, plan, backward=True)}",
             retcode,
             drop_in=problem.drop_in,
         )

@@ -15,7 +15,7 @@ from ...problem import Problem
 from ...solution import Retcode, SolveStats
 from ..limits import number_of_steps
 from .native.field import NativeField
-from .plan import Plan
+from .plan import Plan, advice
 from .requests import Report, Request, address, doubles
 from .runtime import Runtime
 from .workspace import Workspace, acquire, give_back
@@ -118,7 +118,8 @@ def run_forward(
     if not retcode.successful:
         message = (
             f"{plan.method.name} stopped at t = {reached:.6g} with retcode {retcode}, after "
-            f"{stats.n_accepted} accepted and {stats.n_rejected} rejected steps. {retcode.advice}"
+            f"{stats.n_accepted} accepted and {stats.n_rejected} rejected steps. "
+            f"{advice(retcode, plan)}"
         )
     return Forward(rows[: int(report.rows)], retcode, reached, message, kept)
 

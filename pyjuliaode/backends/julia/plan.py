@@ -12,6 +12,7 @@ from torch import Tensor
 from ...arguments import not_negative, number, times, unknown_options, whole
 from ...errors import UnsupportedError, unknown_name, warn
 from ...problem import Problem
+from ...solution import Retcode
 from ...solver import Solver
 from ..base import AdjointRequest
 from ..tolerance import tolerance
@@ -241,6 +242,23 @@ def _check_checkpoints(
             "adjoint='backsolve'"
             + (" or 'interpolating'" if adjoint == "gauss" and method.kind != "nystrom" else "")
         )
+
+
+def advice(retcode: Retcode, plan: Plan, backward: bool = False) -> str:
+    """What to try after a solve, or the backward one, that ended so; fitting the method."""
+    method = plan.adjoint_method if backward else plan.method
+    if retcode is not Retcode.MAX_ITERS or not method.implicit:
+        return retcode.advice
+    if not backward:
+        return "Raise max_steps, loosen rtol/atol, or shorten the time span."
+    other = "use adjoint='gauss', " if plan.adjoint != "gauss" else ""
+    if plan.method.kind == "bdf":
+        return (
+            "Between its steps the trajectory of a BDF method is not smooth, which costs the "
+            f"backward solve many: {other}solve with 'Rodas5P', or loosen adjoint_rtol and "
+            "adjoint_atol."
+        )
+    return f"Raise max_steps, {other}or loosen adjoint_rtol and adjoint_atol."
 
 
 def _number(name: str, value: Any, default: float | Tensor) -> float:
