@@ -308,6 +308,26 @@ def test_the_stiffness_of_van_der_pol():
     assert float(found) == pytest.approx((values[0] - values[1]) / 0.2, rel=1e-4)
 
 
+@pytest.mark.parametrize("adjoint", ["gauss", "interpolating", "quadrature"])
+def test_a_stiff_gradient_is_the_same_every_time(adjoint):
+    """The forward pattern of the Jacobian once stood for one that has the parameters as well."""
+    func, y0 = VanDerPol(100.0), torch.tensor([2.0, 0.0], dtype=F64)
+    seen = set()
+    for _ in range(5):
+        sol = pjo.solve(func, y0, [0.0, 1.0], julia("Rodas5P", 1e-8, adjoint))
+        (found,) = torch.autograd.grad(sol.y[-1].sum(), func.mu)
+        seen.add((float(found), sol.stats.nfe_backward))
+    assert len(seen) == 1
+    (wanted,) = torch.autograd.grad(
+        pjo.solve(func, y0, [0.0, 1.0], pjo.Solver("tsit5", 1e-11, 1e-11, backend="torch"))
+        .y[-1]
+        .sum(),
+        func.mu,
+    )
+    # a hundred times the solver's tolerance: the gradient is 1e-4, the state 2
+    assert float(found) == pytest.approx(float(wanted), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["nesterovnode", "gnesterovnode"])
 @pytest.mark.parametrize("adjoint", ["gauss", "quadrature"])
 def test_mass_matrix_gradients_are_those_of_the_eliminated_form(name, adjoint):

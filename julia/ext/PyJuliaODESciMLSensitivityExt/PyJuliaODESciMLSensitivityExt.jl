@@ -1,7 +1,8 @@
 module PyJuliaODESciMLSensitivityExt
 
+using LinearAlgebra: Diagonal
 using PyJuliaODE: PyJuliaODE, AdjointRequest, Cotangent, Handle, QUIET, Watch, ascending,
-    at_address, failure, float64s, gather!, initialization_of, reset!, spy
+    at_address, failure, float64s, gather!, initialization_of, ode_function, reset!, setproperties, spy
 using PrecompileTools: @compile_workload, @setup_workload
 using SciMLBase: CallbackSet
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
@@ -19,6 +20,16 @@ function sensealg(kind, checkpointing, abstol, reltol)
     # its quadrature takes tolerances from here only
     kind == "quadrature" && return QuadratureAdjoint(; autojacvec = INERT, abstol, reltol)
     throw(ArgumentError("no continuous adjoint $kind"))
+end
+
+# The adjoint of these holds the parameters too, and SciMLSensitivity makes the pattern of its Jacobian of
+# the forward one's with nothing where the parameters meet the state: Newton's matrix is then wrong, and
+# what comes of it (counts of evaluations, at times no result) changes from run to run.
+function without_jacobian(handle, sol, kind)
+    handle.jacobian && kind in ("interpolating", "backsolve") || return sol
+    mass = sol.prob.f.mass_matrix
+    f = ode_function(handle.workspace; mass = mass isa Diagonal ? mass.diag : nothing)
+    return setproperties(sol, (; prob = setproperties(sol.prob, (; f))))
 end
 
 function PyJuliaODE.run_adjoint(
@@ -42,6 +53,7 @@ function PyJuliaODE.run_adjoint(
         row = [(i = searchsortedfirst(ts, t); i <= length(ts) && ts[i] == t ? i : 0) for t in all_times]
         ts = all_times
     end
+    sol = without_jacobian(handle, sol, kind)
     reset!(ws; fused = kind in ("interpolating", "backsolve"))
     ws.swapped = handle.swapped
     watch, again = Watch(), handle.watch   # of the backward solve, of forward solves in between
