@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import pyjuliaode as pjo
 from pyjuliaode import plotting
+from pyjuliaode._install import install_command
 from pyjuliaode.backends import base
 from pyjuliaode.backends.torch import TorchBackend
 from pyjuliaode.cli import app
@@ -326,7 +327,7 @@ def test_packages_that_are_not_installed_are_rows_that_were_not_run(monkeypatch)
     missing = {row.backend: row for row in check.rows if row.status == "not run"}
     assert set(missing) == set(PACKAGES)
     for package, row in missing.items():
-        assert f"pip install {package}" in row.reason
+        assert f"{package} is not installed: {install_command('bench')}" == row.reason
         assert row.state_error is None
     assert check.agrees
     assert check.verdict.confirmed.startswith("not confirmed: scipy is not installed")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._install import install_command
 from ..errors import UnsupportedError
 from .competitors import Competitor
 from .problems import Problem
@@ -90,7 +91,7 @@ def _sensitivities(exact: Problem, method: str) -> Found:
         from scipy.integrate import solve_ivp
     except ImportError as error:
         raise UnsupportedError(
-            f"the reference of {exact.name} needs scipy: pip install scipy"
+            f"the reference of {exact.name} needs scipy: {install_command('bench')}"
         ) from error
     n, sizes = exact.y0.numel(), [p.numel() for p in (exact.y0, *exact.params)]
     columns = sum(sizes)
