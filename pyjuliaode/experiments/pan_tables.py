@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import plotting
 from ..api import solve
 from ..errors import SolverError
+from ..progress import progress_bar
 from ..solver import Solver
 from .base import Defaults, Study
 from .config import RunConfig
@@ -36,7 +36,7 @@ class PanTable(Study):
     in 40-digit arithmetic.
     """
 
-    defaults = Defaults(tol=1e-12)
+    defaults = Defaults(tol=1e-12, tols=(1e-14, 1e-4))
     y0: tuple[float, ...]
     end: float
     fixed: tuple[Mapping[str, Any], ...]
@@ -55,10 +55,8 @@ class PanTable(Study):
         wanted = torch.tensor(self.reference(), dtype=torch.float64)
         runs = [(name, tol, {}) for name in (*SCIPY, *OWN) for tol in tolerances]
         runs += [("pan", tol, options) for options in self.fixed for tol in tolerances]
-        bar = tqdm(total=len(runs), unit="solve", disable=None)
-        bar.disable = bar.disable or not progress
         rows = []
-        with bar:
+        with progress_bar(len(runs), "solve", shown=progress) as bar:
             for name, tol, options in runs:
                 bar.set_description(name)
                 rows.append(self._row(name, tol, options, wanted))

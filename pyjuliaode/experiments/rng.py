@@ -12,12 +12,11 @@ import torch
 
 
 @contextlib.contextmanager
-def reproducible(seed: int, threads: int | None = None) -> Iterator[None]:
+def reproducible(seed: int, threads: int) -> Iterator[None]:
     """Seed torch within the block; the caller's generators and thread count come back after it."""
     before = capture()
     old_threads = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
