@@ -24,6 +24,16 @@ def small_convolution():
     return convolution(batch=1)
 
 
+def small_nesterov():
+    """With tanh: at the kinks of ELU a reference is off by 1e-7, here more and there less."""
+    problem = nesterov(batch=3)
+    net = problem.func.field
+    for i, layer in enumerate(net):
+        if isinstance(layer, torch.nn.ELU):
+            net[i] = torch.nn.Tanh()
+    return problem
+
+
 # ------------------------------------------------------------------------------------ arithmetic
 
 
@@ -95,7 +105,7 @@ def test_robertson_s_reference_is_confirmed_by_differences():
 @pytest.mark.parametrize(
     ("problem", "bound"),
     # in float32 at rtol = atol = 1e-5, in float64 at 1e-7: two orders of room for every adjoint
-    [(wide(batch=2), 2e-3), (nesterov(batch=3), 1e-4), (small_convolution(), 2e-3)],
+    [(wide(batch=2), 2e-3), (small_nesterov(), 1e-4), (small_convolution(), 2e-3)],
     ids=lambda x: getattr(x, "name", ""),
 )
 def test_counts_and_errors_of_every_competitor_are_plausible(problem, bound):
