@@ -300,29 +300,34 @@ def crosscheck_command(
         bool, typer.Option("--overwrite", help="Replace the report that lies there.")
     ] = False,
 ) -> None:
-    """Solve one problem in several ways; status 1 and who, where and when if they disagree."""
+    """Solve one problem in several ways; status 1 and who, where and when if they disagree.
+
+    The problems are small: torch gets one thread.
+    """
     with _clean_errors():
         from .crosscheck import crosscheck
         from .crosscheck.compare import ADJOINTS, METHODS
         from .crosscheck.problems import build
         from .experiments.folder import check_writable
+        from .experiments.threads import using
 
         check_writable(out)
         _refuse_earlier(Path(out, "crosscheck.json"), overwrite)
         title, func, y0, t = build(model, problem, seed)
         try:
-            check = crosscheck(
-                func,
-                y0,
-                t,
-                against or None,
-                methods=method or METHODS,
-                adjoints=adjoint or ADJOINTS,
-                tols=tol or None,
-                bound=bound,
-                title=title,
-                progress=True,
-            )
+            with using(1):
+                check = crosscheck(
+                    func,
+                    y0,
+                    t,
+                    against or None,
+                    methods=method or METHODS,
+                    adjoints=adjoint or ADJOINTS,
+                    tols=tol or None,
+                    bound=bound,
+                    title=title,
+                    progress=True,
+                )
         except KeyboardInterrupt:
             typer.echo("\ninterrupted; nothing was written", err=True)
             raise typer.Exit(INTERRUPTED) from None

@@ -586,6 +586,13 @@ def test_an_earlier_report_is_not_replaced_in_silence(tmp_path):
     assert (tmp_path / "crosscheck.json").read_bytes() != before
 
 
+def test_the_command_takes_one_thread_and_gives_back_the_others(tmp_path, two_threads):
+    assert invoke(*QUICK, "--out", tmp_path).exit_code == 0
+    check = pjo.CrossCheck.from_json((tmp_path / "crosscheck.json").read_text())
+    assert check.environment["threads"] == 1
+    assert torch.get_num_threads() == 2
+
+
 def test_a_file_instead_of_a_terminal_is_told_how_far_it_is(tmp_path):
     lines = invoke(*QUICK, "--out", tmp_path).stderr.splitlines()
     assert lines[0] == "reference: 0 of 3 runs, 0:00"

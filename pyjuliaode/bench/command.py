@@ -12,10 +12,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..errors import InvalidArgumentError, UnsupportedError
 from ..experiments.folder import RunFolder, check_writable
+from ..experiments.threads import using
 from ..plotting import save
 from ..progress import progress_bar
 from . import figures, report
@@ -128,14 +127,9 @@ def _check_positive(**numbers: int | None) -> None:
 @contextmanager
 def _conditions(threads: int) -> Iterator[None]:
     """Threads of torch, and no warnings: what fails is in the report with its reason."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with using(threads), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 # ----------------------------------------------------------------------------------- measurements

@@ -15,7 +15,7 @@ from . import get
 from .config import RunConfig
 from .folder import RunFolder
 from .rng import reproducible
-from .threads import choose
+from .threads import choose, using
 from .trainer import Callback, TrainingError
 
 # what ends one run of a comparison; any other error would end all of them alike
@@ -90,7 +90,7 @@ def execute(
     experiment = get(config.experiment)
     folder.open(config.to_dict(), resume=resume, overwrite=overwrite)
     try:
-        with reproducible(config.seed, threads):
+        with reproducible(config.seed), using(threads):
             return experiment.execute(config, folder, callbacks, progress)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +33,17 @@ class Threads:
         return f"threads: {self.number} of {present} ({self.reason}; --threads changes it)"
 
 
+@contextlib.contextmanager
+def using(number: int) -> Iterator[None]:
+    """So many threads of torch within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def choose(
     work: int,
     folder: RunFolder,
@@ -52,7 +65,9 @@ def choose(
     begun = folder.read_metrics() if resume else None
     if begun is not None and (number := begun.get("environment", {}).get("threads")):
         return Threads(number, "as the run began")
-    size = f"{work:,} multiply-adds in its largest layer" if work else "no layers"
+    if not work:
+        return Threads(1, "small problem")
+    size = f"{work:,} multiply-adds in its largest layer"
     if work < ENOUGH:
         return Threads(1, f"small network: {size}")
     return Threads(max(1, torch.get_num_threads() // jobs), f"large network: {size}")
