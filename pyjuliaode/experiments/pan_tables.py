@@ -52,11 +52,12 @@ class PanTable(Study):
 
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
         tolerances = [tol for tol in (10.0**-k for k in range(4, 15)) if tol >= 0.99 * config.tol]
-        wanted = torch.tensor(self.reference(), dtype=torch.float64)
         runs = [(name, tol, {}) for name in (*SCIPY, *OWN) for tol in tolerances]
         runs += [("pan", tol, options) for options in self.fixed for tol in tolerances]
         rows = []
-        with progress_bar(len(runs), "solve", shown=progress) as bar:
+        with progress_bar(1 + len(runs), "solve", shown=progress, description="reference") as bar:
+            wanted = torch.tensor(self.reference(), dtype=torch.float64)
+            bar.update()
             for name, tol, options in runs:
                 bar.set_description(name)
                 rows.append(self._row(name, tol, options, wanted))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
-from ..progress import progress_bar
+from ..progress import EVERY, progress_bar
 from .runner import RUN_FAILURES, execute
 from .trainer import Callback, Trainer
 
@@ -38,18 +38,22 @@ def run(planned: Sequence[Planned], options: Mapping[str, Any], jobs: int, progr
     with ProcessPoolExecutor(jobs, context, _initialise, (stop,)) as pool:
         futures = [pool.submit(_execute, one, dict(options)) for one in planned]
         try:
-            _wait(futures, progress)
+            _wait(futures, jobs, progress)
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def _wait(futures: Sequence[Future[None]], progress: bool) -> None:
-    with progress_bar(len(futures), "run", shown=progress) as bar:
-        for future in as_completed(futures):
-            future.result()
-            bar.update()
+def _wait(futures: Sequence[Future[None]], jobs: int, progress: bool) -> None:
+    pending = set(futures)
+    with progress_bar(len(futures), "run", shown=progress, description=f"{jobs} jobs") as bar:
+        while pending:
+            # one run may take long: the bar is asked now and then
+            done, pending = wait(pending, EVERY, FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            bar.update(len(done))
 
 
 def _initialise(stop: Any) -> None:
