@@ -321,3 +321,31 @@ def _wait_for_epochs(path, process, seconds=60):
             return
         time.sleep(0.05)
     pytest.fail(f"no epoch was complete: {process.communicate()[1]}")
+
+
+BARE = """
+import sys
+for name in ("matplotlib", "numpy", "scipy", "sklearn"):
+    sys.modules[name] = None  # which makes its import fail
+from pyjuliaode.cli import main
+sys.argv = ["pyjuliaode", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["list"], 0, "silverbox-init"),
+        (["run", "pan-spiral"], 2, "error: the experiments draw with matplotlib: pip install -c"),
+        (["compare", "digits"], 2, "error: the experiments draw with matplotlib: pip install -c"),
+        (["bench", "--problems", "nothing"], 2, "error: unknown problem 'nothing'"),
+    ],
+)
+def test_a_bare_installation_says_what_to_install(tmp_path, arguments, status, said):
+    command = [sys.executable, "-W", "ignore", "-c", BARE, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == (status == 2)
+    assert not list(tmp_path.iterdir())

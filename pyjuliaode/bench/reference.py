@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,6 +87,7 @@ def _solved(exact: Problem, who: Competitor, dt: float | None) -> Found:
 def _sensitivities(exact: Problem, method: str) -> Found:
     """An implicit method of SciPy on y and S = dy/d(y0, p): S' = (df/dy) S + (0, df/dp)."""
     try:
+        import numpy as np
         from scipy.integrate import solve_ivp
     except ImportError as error:
         raise UnsupportedError(
@@ -134,5 +134,7 @@ def _sensitivities(exact: Problem, method: str) -> Found:
 
 
 def _block_diagonal(first: Any, second: Any) -> Any:
+    import numpy as np
+
     n, m = len(first), len(second)
     return np.block([[first, np.zeros((n, m))], [np.zeros((m, n)), second]])

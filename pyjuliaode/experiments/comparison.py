@@ -18,7 +18,7 @@ from . import get, parallel
 from .base import ALL, Experiment
 from .config import RunConfig
 from .folder import RunFolder, check_writable, plain
-from .runner import RUN_FAILURES, execute
+from .runner import RUN_FAILURES, check_figures, execute
 from .settings import MOST, read_whole
 from .threads import Threads, choose
 from .trainer import COSTS
@@ -82,6 +82,7 @@ def compare(
             written.
         KeyboardInterrupt: Ctrl-C; the table and figure of what is finished are on disk.
     """
+    check_figures()
     experiment = get(name)
     if not experiment.trains:
         raise InvalidArgumentError(

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._install import install_command
+from ..errors import UnsupportedError
 from ..layer import NeuralODE
 from . import models
 from .base import Defaults, Training
@@ -96,8 +98,12 @@ class PanMoonsExperiment(Training):
 
 
 def _moons(points: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import make_moons
-
+    try:
+        from sklearn.datasets import make_moons
+    except ImportError as error:
+        raise UnsupportedError(
+            f"the moons come with scikit-learn: {install_command('experiments')}"
+        ) from error
     x, labels = make_moons(points, noise=noise, random_state=seed)
     return torch.from_numpy(x).float(), torch.from_numpy(labels)
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import plotting
+from .._install import install_command
 from ..api import solve
-from ..errors import SolverError
+from ..errors import SolverError, UnsupportedError
 from ..progress import progress_bar
 from ..solver import Solver
 from .base import Defaults, Study
 from .config import RunConfig
 from .folder import RunFolder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SCIPY = ("RK45", "DOP853", "Radau", "BDF", "LSODA")
 OWN = ("dopri5", "tsit5", "dopri8", "pan")
@@ -106,7 +109,10 @@ class PanTable(Study):
         return solution.y[-1], stats.sequential_forward, stats.nfe_forward
 
     def _scipy(self, name: str, tol: float, _: Mapping[str, Any]) -> tuple[Tensor, int, int]:
-        from scipy.integrate import solve_ivp
+        try:
+            from scipy.integrate import solve_ivp
+        except ImportError as error:
+            raise UnsupportedError(f"needs scipy: {install_command('experiments')}") from error
 
         def rhs(_: float, y: np.ndarray) -> np.ndarray:
             return self.field(None, torch.from_numpy(y)).numpy()

@@ -56,6 +56,7 @@ def run(
             been written.
         KeyboardInterrupt: Ctrl-C; what was complete is on disk, and ``resume`` continues it.
     """
+    check_figures()
     experiment = get(name)
     config = experiment.configure(**choices)
     folder = RunFolder(config.default_folder if out is None else out)
@@ -86,7 +87,6 @@ def execute(
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Run ``config`` into ``folder``: see :func:`run`."""
-    _check_figures()
     experiment = get(config.experiment)
     folder.open(config.to_dict(), resume=resume, overwrite=overwrite)
     try:
@@ -107,8 +107,8 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
-def _check_figures() -> None:
-    """What would otherwise fail after an hour of training."""
+def check_figures() -> None:
+    """Raise for what would otherwise fail after an hour of training."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
