@@ -214,8 +214,8 @@ def test_a_limit_takes_so_many_training_images():
 )
 def test_a_momentum_network_refuses_settings_that_do_not_fit(tmp_path, settings, match):
     with pytest.raises(InvalidArgumentError, match=match):
-        run("momentum-digits", out=tmp_path, progress=False, settings=settings)
-    assert not (tmp_path / "metrics.json").exists()
+        run("momentum-digits", out=tmp_path / "out", progress=False, settings=settings)
+    assert not (tmp_path / "out").exists()
 
 
 def test_mnist_is_not_replaced_where_its_files_are_missing(tmp_path, monkeypatch):
@@ -416,7 +416,34 @@ def test_wrong_choices_are_refused_before_anything_is_written(tmp_path, choice, 
     out = tmp_path / "out"
     with pytest.raises(InvalidArgumentError, match=match):
         quick(out, **choice)
-    assert not (out / "metrics.json").exists()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 36 bytes"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_sizes_that_do_not_fit_into_memory_are_said_to_be_too_large(tmp_path, monkeypatch, error):
+    def task(self, config):
+        raise error
+
+    monkeypatch.setattr(DigitsExperiment, "task", task)
+    with pytest.raises(InvalidArgumentError, match="digits needs more memory than there is"):
+        run("digits", out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_error_of_an_experiment_comes_out_as_itself(tmp_path, monkeypatch):
+    def task(self, config):
+        raise RuntimeError("mine")
+
+    monkeypatch.setattr(DigitsExperiment, "task", task)
+    with pytest.raises(RuntimeError, match="mine"):
+        run("digits", out=tmp_path, progress=False)
 
 
 def test_an_unknown_experiment_names_the_nearest():
@@ -609,7 +636,7 @@ def test_silverbox_init_without_the_record_writes_nothing(tmp_path, monkeypatch)
     monkeypatch.delenv("PYJULIAODE_DATA", raising=False)
     with pytest.raises(InvalidArgumentError, match=r"nonlinearbenchmark\.org"):
         run("silverbox-init", out=tmp_path / "out", progress=False)
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_growth_on_the_generated_input_bears_its_name_and_is_bounded_for_ghbnode(tmp_path, drawn):
@@ -716,9 +743,13 @@ def test_a_failed_run_is_counted_and_left_out_of_the_means(tmp_path, monkeypatch
     ]
 
 
-def test_an_interrupted_comparison_writes_what_is_finished(tmp_path, monkeypatch):
+@pytest.mark.parametrize("anew", [False, True])
+def test_an_interrupted_comparison_writes_what_is_finished(tmp_path, monkeypatch, anew):
+    """And does not count the runs that it was to overwrite."""
     from pyjuliaode.experiments import comparison
 
+    if anew:
+        quick_compare(tmp_path, seeds=1, tol=1e-2)
     execute = comparison.execute
 
     def interrupt(config, folder, threads, **options):
@@ -728,7 +759,7 @@ def test_an_interrupted_comparison_writes_what_is_finished(tmp_path, monkeypatch
 
     monkeypatch.setattr(comparison, "execute", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        quick_compare(tmp_path, seeds=1)
+        quick_compare(tmp_path, seeds=1, overwrite=anew)
     table = json.loads((tmp_path / "comparison.json").read_text())["table"]
     assert [row["finished"] for row in table] == [1, 0]
 
@@ -850,8 +881,8 @@ def test_a_refit_repeats_and_can_take_the_statistics_of_the_batch(tmp_path, gene
 )
 def test_wrong_settings_of_a_refit_are_refused(tmp_path, generated_source, settings, match):
     with pytest.raises(InvalidArgumentError, match=match):
-        refit(tmp_path, **settings)
-    assert not (tmp_path / "metrics.json").exists()
+        refit(tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_refit_without_the_pictures_says_what_carries_them(tmp_path, monkeypatch):
