@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import PyJuliaODEError
+from . import __version__
+from .errors import InvalidArgumentError, PyJuliaODEError
 
 if TYPE_CHECKING:
     from .experiments.config import RunConfig
@@ -17,7 +19,6 @@ DISAGREED = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 app = typer.Typer(
-    help="Neural ODEs in PyTorch with Julia's DifferentialEquations.jl: the papers' experiments.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,14 +32,33 @@ Adjoint = Annotated[
 Method = Annotated[str | None, typer.Option(help="Method of the solver, for example dopri5.")]
 Tol = Annotated[float | None, typer.Option(help="Relative and absolute tolerance.")]
 Epochs = Annotated[int | None, typer.Option(help="How many epochs to train.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of torch (of each run).")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="Threads of torch (of each run).", show_default="1 for small networks"),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A setting of the experiment; repeatable."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what lies in the folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the run that lies there.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pyjuliaode {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def pyjuliaode(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Say which it is."),
+    ] = False,
+) -> None:
+    """Neural ODEs in PyTorch with Julia's DifferentialEquations.jl: the papers' experiments."""
 
 
 @contextlib.contextmanager
@@ -133,7 +153,21 @@ def _report(metrics: Mapping[str, Any], folder: str) -> None:
             typer.echo(f"{key}: " + ", ".join(_pair(k, v) for k, v in value.items()))
         else:
             typer.echo(_pair(key, value))
-    typer.echo(f"written to {folder}")
+    typer.echo(_written(folder))
+
+
+def _written(folder: str) -> str:
+    """Where the results lie: the folder, and the files that this package writes in it."""
+    kinds = (".json", ".csv", ".md", ".pt", ".png")
+    files = sorted(path.name for path in Path(folder).iterdir() if path.suffix in kinds)
+    return f"written to {folder}: {', '.join(files)}"
+
+
+def _refuse_earlier(report: Path, overwrite: bool) -> None:
+    if report.exists() and not overwrite:
+        raise InvalidArgumentError(
+            f"{report} is there already: --overwrite replaces it, --out writes somewhere else"
+        )
 
 
 def _pair(key: str, value: Any) -> str:
@@ -185,8 +219,9 @@ def compare_command(
 ) -> None:
     """Train several models over several seeds; one table and one figure of all."""
     with _clean_errors():
-        from .experiments.comparison import compare, markdown
+        from .experiments.comparison import compare, default_folder, markdown
 
+        out = out or default_folder(name)
         try:
             summary = compare(
                 name,
@@ -207,13 +242,14 @@ def compare_command(
             )
         except KeyboardInterrupt:
             typer.echo(
-                "\ninterrupted; the table holds what is finished, and the same command with "
+                f"\ninterrupted; {out} holds what is finished, and the same command with "
                 "--resume continues",
                 err=True,
             )
             raise typer.Exit(INTERRUPTED) from None
         typer.echo(markdown(summary), nl=False)
         _report_failures(summary)
+        typer.echo(f"{_written(out)}, and a folder of every run")
 
 
 def _report_failures(summary: Mapping[str, Any]) -> None:
@@ -260,29 +296,38 @@ def crosscheck_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the network's weights.")] = 0,
     out: Annotated[str, typer.Option(help="Folder to write to.")] = "runs/crosscheck",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the report that lies there.")
+    ] = False,
 ) -> None:
-    """Solve one problem in several ways; status 1 and who, where and when if they disagree."""
+    """Solve one problem in several ways; status 1 and who, where and when if they disagree.
+
+    The problems are small: torch gets one thread.
+    """
     with _clean_errors():
         from .crosscheck import crosscheck
         from .crosscheck.compare import ADJOINTS, METHODS
         from .crosscheck.problems import build
-        from .crosscheck.result import check_folder
+        from .experiments.folder import check_writable
+        from .experiments.threads import using
 
-        check_folder(out)
+        check_writable(out)
+        _refuse_earlier(Path(out, "crosscheck.json"), overwrite)
         title, func, y0, t = build(model, problem, seed)
         try:
-            check = crosscheck(
-                func,
-                y0,
-                t,
-                against or None,
-                methods=method or METHODS,
-                adjoints=adjoint or ADJOINTS,
-                tols=tol or None,
-                bound=bound,
-                title=title,
-                progress=True,
-            )
+            with using(1):
+                check = crosscheck(
+                    func,
+                    y0,
+                    t,
+                    against or None,
+                    methods=method or METHODS,
+                    adjoints=adjoint or ADJOINTS,
+                    tols=tol or None,
+                    bound=bound,
+                    title=title,
+                    progress=True,
+                )
         except KeyboardInterrupt:
             typer.echo("\ninterrupted; nothing was written", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -296,17 +341,73 @@ def crosscheck_command(
             raise typer.Exit(DISAGREED)
 
 
-@app.command(
-    "bench",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
-def bench_command(context: typer.Context) -> None:
-    """Measure solvers and gradients here, beside torchdiffeq where it is installed."""
+@app.command("bench")
+def bench_command(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer repeats, tolerances, steps and points.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    repeats: Annotated[
+        int | None,
+        typer.Option(help="Runs of every competitor.", show_default="15, with --quick 3"),
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder to write to.")] = "runs/bench",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results that lie there.")
+    ] = False,
+    problems: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B",
+            help="Some of spiral, hbnode-1, hbnode-120, hbnode-4096, gnesterov-1, gnesterov-120, "
+            "gnesterov-4096, wide, convolution, robertson.",
+            show_default="all",
+        ),
+    ] = "",
+    competitors: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B",
+            help="Some of torch, compiled, pan, julia, native, torchdiffeq, torchode, diffrax.",
+            show_default="all that are installed",
+        ),
+    ] = "",
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Peak memory of gradients instead.")
+    ] = False,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="How costs grow with size and tolerance instead.")
+    ] = False,
+    render: Annotated[
+        bool, typer.Option("--render", help="Only write the tables and figures of --out anew.")
+    ] = False,
+) -> None:
+    """Measure solvers and gradients here, beside the other packages that are installed."""
     with _clean_errors():
-        from .bench import main as bench_main
+        from .bench import bench
 
-        bench_main(context.args)
+        kind = "memory" if memory else "growth" if growth else "bench"
+        _refuse_earlier(Path(out, f"{kind}.json"), overwrite or render)
+        try:
+            bench(
+                quick,
+                threads,
+                repeats,
+                out,
+                problems=_names(problems),
+                competitors=_names(competitors),
+                memory=memory,
+                growth=growth,
+                render=render,
+            )
+        except KeyboardInterrupt:
+            typer.echo(f"\ninterrupted; what was measured is in {out}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        typer.echo(_written(out))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @app.command("doctor")
@@ -331,8 +432,6 @@ def setup_julia_command(
 ) -> None:
     """Download Julia and its packages where they are missing, and precompile them."""
     with _clean_errors():
-        from pathlib import Path
-
         from .backends.julia.setup import build_sysimage, setup
 
         if sysimage is not None:

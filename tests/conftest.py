@@ -55,6 +55,15 @@ def _seeded() -> None:
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads of torch for one test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def float64() -> Iterator[torch.dtype]:
     """float64 as torch's default dtype for one test: modules made in it are float64."""
     before = torch.get_default_dtype()

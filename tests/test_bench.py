@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from pyjuliaode.bench import bench, command, main, measure, memory, report, torch_solvers
+from pyjuliaode.bench import bench, command, measure, memory, report, torch_solvers
 from pyjuliaode.bench.clock import interleaved
 from pyjuliaode.bench.competitors import PACKAGES, Competitor, choose, gradients, solvers
 from pyjuliaode.bench.measure import admit, count_evaluations, everyone
 from pyjuliaode.bench.problems import MAKERS, convolution, heavy_ball, nesterov, robertson, wide
 from pyjuliaode.bench.reference import reference
+from pyjuliaode.cli import app
 from pyjuliaode.errors import InvalidArgumentError, UnsupportedError
 
 
 def small_convolution():
     return convolution(batch=1)
+
+
+def small_nesterov():
+    """With tanh: at the kinks of ELU a reference is off by 1e-7, here more and there less."""
+    problem = nesterov(batch=3)
+    net = problem.func.field
+    for i, layer in enumerate(net):
+        if isinstance(layer, torch.nn.ELU):
+            net[i] = torch.nn.Tanh()
+    return problem
 
 
 # ------------------------------------------------------------------------------------ arithmetic
@@ -95,7 +105,7 @@ def test_robertson_s_reference_is_confirmed_by_differences():
 @pytest.mark.parametrize(
     ("problem", "bound"),
     # in float32 at rtol = atol = 1e-5, in float64 at 1e-7: two orders of room for every adjoint
-    [(wide(batch=2), 2e-3), (nesterov(batch=3), 1e-4), (small_convolution(), 2e-3)],
+    [(wide(batch=2), 2e-3), (small_nesterov(), 1e-4), (small_convolution(), 2e-3)],
     ids=lambda x: getattr(x, "name", ""),
 )
 def test_counts_and_errors_of_every_competitor_are_plausible(problem, bound):
@@ -177,6 +187,10 @@ def test_diffrax_solves_the_same_problem(problem):
 # ---------------------------------------------------------------------------------- the front door
 
 
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """A bench of small problems with a reference that takes no time."""
@@ -186,9 +200,13 @@ def quick(monkeypatch):
     monkeypatch.setattr("pyjuliaode.bench.problems.MAKERS", makers)
 
 
-def test_a_bench_writes_what_it_measured_and_prints_the_tables(quick, tmp_path, capsys):
+def test_a_bench_writes_what_it_measured_and_prints_the_tables(quick, tmp_path):
     pytest.importorskip("matplotlib")
-    main(["--competitors", "torch,torchdiffeq", "--repeats", "1", "--out", str(tmp_path)])
+    done = invoke("--competitors", "torch,torchdiffeq", "--repeats", 1, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    lines = done.stderr.splitlines()
+    assert lines[0] == "wide: reference: 0 of 6 parts, 0:00"
+    assert lines[-1].startswith("gnesterov-1 at 1e-07: 6 of 6 parts")
     result = json.loads((tmp_path / "bench.json").read_text())
     assert result["complete"]
     assert torch.__version__.startswith(result["machine"]["versions"]["torch"])  # but for +cpu
@@ -197,8 +215,9 @@ def test_a_bench_writes_what_it_measured_and_prints_the_tables(quick, tmp_path, 
     assert (first["name"], second["name"]) == ("wide", "gnesterov-1")
     assert [r["tol"] for r in first["sweep"]] == sorted(r["tol"] for r in first["sweep"])[::-1]
     assert not second["sweep"]
-    text = capsys.readouterr().out.rstrip("\n")
-    assert text == (tmp_path / "bench.md").read_text().rstrip("\n")
+    text, _, last = done.stdout.rstrip("\n").rpartition("\n")
+    assert last == f"written to {tmp_path}: bench.json, bench.md, grid.png, work_precision.png"
+    assert text.rstrip("\n") == (tmp_path / "bench.md").read_text().rstrip("\n")
     theirs = next(r for r in second["rows"] if r["package"] == "torchdiffeq")
     cell = f"{report._ms(theirs['seconds'])} (1), {theirs['error']:.0e}"
     assert f"| {cell} |" in next(x for x in text.splitlines() if x.startswith("| gnesterov-1"))
@@ -206,9 +225,7 @@ def test_a_bench_writes_what_it_measured_and_prints_the_tables(quick, tmp_path, 
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_interrupted_bench_keeps_the_problems_that_were_complete(
-    quick, tmp_path, capsys, monkeypatch
-):
+def test_an_interrupted_bench_keeps_the_problems_that_were_complete(quick, tmp_path, monkeypatch):
     compare = measure.compare
 
     def interrupted(problem, *rest):
@@ -217,19 +234,21 @@ def test_an_interrupted_bench_keeps_the_problems_that_were_complete(
         return compare(problem, *rest)
 
     monkeypatch.setattr(command, "compare", interrupted)
-    arguments = ["--competitors", "torch", "--repeats", "1", "--out", str(tmp_path)]
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == 130
+    arguments = ["--competitors", "torch", "--repeats", 1, "--out", tmp_path]
+    done = invoke(*arguments)
+    assert done.exit_code == 130
+    assert f"what was measured is in {tmp_path}" in done.stderr
     result = json.loads((tmp_path / "bench.json").read_text())
     assert not result["complete"]
     assert [problem["name"] for problem in result["problems"]] == ["wide"]
     written = (tmp_path / "bench.md").read_text()
     assert "Not complete" in written
     (tmp_path / "bench.md").unlink()
-    capsys.readouterr()
-    main(["--render", "--out", str(tmp_path)])
+    assert invoke("--render", "--out", tmp_path).exit_code == 0
     assert (tmp_path / "bench.md").read_text() == written
+    refused = invoke(*arguments)
+    assert refused.exit_code == 2
+    assert "bench.json is there already: --overwrite" in refused.stderr
 
 
 def test_a_problem_without_a_reference_is_skipped_with_the_reason(quick, tmp_path, monkeypatch):
@@ -279,8 +298,11 @@ def test_growth_measures_every_quantity(tmp_path, monkeypatch):
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(arguments, hint, tmp_path):
     out = tmp_path / "results"
-    with pytest.raises(InvalidArgumentError, match=hint):
-        main([*arguments.split(), "--out", str(out)])
+    done = invoke(*arguments.split(), "--out", out)
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert hint in line
     assert not out.exists()
 
 
@@ -288,14 +310,6 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidArgumentError, match="is a file"):
         bench(out=tmp_path / "file")
-
-
-def test_the_module_says_an_error_in_one_line():
-    command = [sys.executable, "-m", "pyjuliaode.bench", "--problems", "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert done.stderr.startswith("error: unknown problem 'nothing'")
-    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_memory_of_a_kept_graph_grows_with_the_steps():

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 import pyjuliaode as pjo
 from pyjuliaode import plotting
+from pyjuliaode._install import install_command
 from pyjuliaode.backends import base
 from pyjuliaode.backends.torch import TorchBackend
 from pyjuliaode.cli import app
-from pyjuliaode.crosscheck import compare, competitors, result, witnesses
+from pyjuliaode.crosscheck import compare, competitors, witnesses
 from pyjuliaode.crosscheck.problems import PROBLEMS, build
 
 TIMES = torch.linspace(0, 1, 11, dtype=F64)
@@ -326,7 +327,7 @@ def test_packages_that_are_not_installed_are_rows_that_were_not_run(monkeypatch)
     missing = {row.backend: row for row in check.rows if row.status == "not run"}
     assert set(missing) == set(PACKAGES)
     for package, row in missing.items():
-        assert f"pip install {package}" in row.reason
+        assert f"{package} is not installed: {install_command('bench')}" == row.reason
         assert row.state_error is None
     assert check.agrees
     assert check.verdict.confirmed.startswith("not confirmed: scipy is not installed")
@@ -571,10 +572,31 @@ def test_ctrl_c_exits_with_130_and_writes_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(result.os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(pjo.InvalidArgumentError, match="cannot write"):
-        result.check_folder(tmp_path / "out")
+def test_an_earlier_report_is_not_replaced_in_silence(tmp_path):
+    command = [*QUICK, "--out", tmp_path]
+    assert invoke(*command).exit_code == 0
+    before = (tmp_path / "crosscheck.json").read_bytes()
+    refused = invoke(*command, "--seed", 1)
+    assert refused.exit_code == 2
+    (line,) = refused.stderr.splitlines()
+    assert "crosscheck.json is there already: --overwrite" in line
+    assert "--out" in line
+    assert (tmp_path / "crosscheck.json").read_bytes() == before
+    assert invoke(*command, "--seed", 1, "--overwrite").exit_code == 0
+    assert (tmp_path / "crosscheck.json").read_bytes() != before
+
+
+def test_the_command_takes_one_thread_and_gives_back_the_others(tmp_path, two_threads):
+    assert invoke(*QUICK, "--out", tmp_path).exit_code == 0
+    check = pjo.CrossCheck.from_json((tmp_path / "crosscheck.json").read_text())
+    assert check.environment["threads"] == 1
+    assert torch.get_num_threads() == 2
+
+
+def test_a_file_instead_of_a_terminal_is_told_how_far_it_is(tmp_path):
+    lines = invoke(*QUICK, "--out", tmp_path).stderr.splitlines()
+    assert lines[0] == "reference: 0 of 3 runs, 0:00"
+    assert lines[-1].startswith("torch dopri5 direct: 3 of 3 runs")
 
 
 @pytest.mark.parametrize("problem", sorted(PROBLEMS))

@@ -348,7 +348,7 @@ def test_second_order_at_t_0_is_the_limit(r):
     model = NesterovNODE(torch.cos, r=r, form="second_order", time_dependent=False)
     h0 = torch.randn(3, 2, dtype=torch.float64)
     at_zero = model(torch.tensor(0.0, dtype=torch.float64), model.initial_state(h0))[1]
-    torch.testing.assert_close(at_zero, -torch.cos(h0) / (1 + r), rtol=1e-15, atol=0)
+    torch.testing.assert_close(at_zero, -torch.cos(h0) / (1 + r), rtol=1e-13, atol=0)
     t = 1e-6  # near zero h' = h''(0) t up to O(t^3)
     nearby = model(torch.tensor(t, dtype=torch.float64), torch.stack((h0, at_zero * t)))[1]
     torch.testing.assert_close(nearby, at_zero, rtol=1e-9, atol=0)
@@ -358,7 +358,7 @@ def test_second_order_at_t_0_is_the_limit(r):
 def test_gnesterov_from_t_0_starts_where_the_factor_saturates(activation, limit):
     model = GNesterovNODE(zero, xi=0, activation_factor=activation)
     h0, dh0 = torch.randn(2, 3, 2, dtype=torch.float64) / 10
-    assert model.constraint_factor(0.0).item() == pytest.approx(limit, abs=1e-15)
+    assert model.constraint_factor(0.0).item() == pytest.approx(limit, abs=1e-13)
     x0, m0 = model.initial_state(h0, dh0, 0.0)
     torch.testing.assert_close(x0, h0 / limit)
     torch.testing.assert_close(torch.tanh(m0), dh0 / limit)
@@ -369,7 +369,7 @@ def test_the_factor_near_saturation_is_not_changed_by_the_clamp_on_time():
     k = t**-1.5 * torch.exp(t / 2)
     for activation, expected in [("tanh", torch.tanh(k)), ("hardtanh(3)", k.clamp(max=3))]:
         model = GNesterovNODE(zero, activation_factor=activation)
-        torch.testing.assert_close(model.constraint_factor(t), expected, rtol=1e-14, atol=0)
+        torch.testing.assert_close(model.constraint_factor(t), expected, rtol=1e-12, atol=0)
 
 
 # ------------------------------------------------------------------------- shapes, dtypes, states
@@ -520,7 +520,8 @@ def test_activations_by_name_and_by_callable_agree(activation, same):
     factors = [GNesterovNODE(zero, activation_factor=a) for a in (activation, same)]
     t = torch.linspace(0.5, 4, 20)
     slopes = [m._kappa_slope(t).detach() for m in factors]
-    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-6)
+    # 1 - tanh^2 in float32, where tanh is nearly 1
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
 
 
 def test_the_factor_of_a_callable_activation_needs_no_autograd_around_it():

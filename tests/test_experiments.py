@@ -11,14 +11,14 @@ from torch import nn
 
 from pyjuliaode import plotting
 from pyjuliaode.errors import InvalidArgumentError, SolverError, UnsupportedError
-from pyjuliaode.experiments import compare, get, names, run
-from pyjuliaode.experiments.config import merge_settings
+from pyjuliaode.experiments import compare, get, names, run, settings
 from pyjuliaode.experiments.digits import DigitsExperiment
 from pyjuliaode.experiments.folder import RunFolder
 from pyjuliaode.experiments.models import MODELS
 from pyjuliaode.experiments.momentum_finetune import MomentumFinetune, Pretrained
 from pyjuliaode.experiments.optimizers import PROBLEMS
 from pyjuliaode.experiments.silverbox_init import Driven, summarise
+from pyjuliaode.experiments.threads import choose, using
 from pyjuliaode.experiments.trainer import Callback, TrainingError
 
 # Paper table A3, with the learned coefficients only: HB and GHB 568 with γ (582 with t in the
@@ -214,8 +214,8 @@ def test_a_limit_takes_so_many_training_images():
 )
 def test_a_momentum_network_refuses_settings_that_do_not_fit(tmp_path, settings, match):
     with pytest.raises(InvalidArgumentError, match=match):
-        run("momentum-digits", out=tmp_path, progress=False, settings=settings)
-    assert not (tmp_path / "metrics.json").exists()
+        run("momentum-digits", out=tmp_path / "out", progress=False, settings=settings)
+    assert not (tmp_path / "out").exists()
 
 
 def test_mnist_is_not_replaced_where_its_files_are_missing(tmp_path, monkeypatch):
@@ -230,7 +230,6 @@ def test_a_run_leaves_metrics_checkpoint_and_figures(tmp_path, drawn):
     assert metrics["config"]["model"] == "node"
     assert metrics["config"]["seed"] == 0
     assert torch.__version__.startswith(metrics["environment"]["versions"]["torch"])  # but for +cpu
-    assert metrics["environment"]["threads"] == 1
     assert metrics["environment"]["device"].startswith("cpu")
     assert set(metrics["solver"]) == {"method", "adjoint", "backend"}
     for name in ("training.png", "evolution.png", "frames/epoch-0000.png", "frames/epoch-0002.png"):
@@ -406,7 +405,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ({"epochs": 0}, "epochs"),
         ({"tol": -1.0}, "tol"),
         ({"settings": {"learning_rate": 1}}, "lr"),
-        ({"settings": {"lr": "fast"}}, "float"),
+        ({"settings": {"lr": "fast"}}, "a number above 0 and up to 1000, got 'fast'"),
         ({"settings": {"protocol": "nesterow"}}, "nesterov"),
         ({"device": "gpu7"}, "device"),
         ({"threads": 0}, "threads"),
@@ -417,7 +416,34 @@ def test_wrong_choices_are_refused_before_anything_is_written(tmp_path, choice, 
     out = tmp_path / "out"
     with pytest.raises(InvalidArgumentError, match=match):
         quick(out, **choice)
-    assert not (out / "metrics.json").exists()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 36 bytes"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_sizes_that_do_not_fit_into_memory_are_said_to_be_too_large(tmp_path, monkeypatch, error):
+    def task(self, config):
+        raise error
+
+    monkeypatch.setattr(DigitsExperiment, "task", task)
+    with pytest.raises(InvalidArgumentError, match="digits needs more memory than there is"):
+        run("digits", out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_error_of_an_experiment_comes_out_as_itself(tmp_path, monkeypatch):
+    def task(self, config):
+        raise RuntimeError("mine")
+
+    monkeypatch.setattr(DigitsExperiment, "task", task)
+    with pytest.raises(RuntimeError, match="mine"):
+        run("digits", out=tmp_path, progress=False)
 
 
 def test_an_unknown_experiment_names_the_nearest():
@@ -427,11 +453,129 @@ def test_an_unknown_experiment_names_the_nearest():
         get("optimizers").configure(epochs=3)
 
 
-def test_settings_take_the_type_of_their_default():
-    merged = merge_settings({"n": 1, "x": 0.5, "flag": False, "s": "a"}, {"n": "3", "flag": "true"})
-    assert merged == {"n": 3, "x": 0.5, "flag": True, "s": "a"}
-    with pytest.raises(InvalidArgumentError, match="int"):
-        merge_settings({"n": 1}, {"n": 1.5})
+DECLARED = {
+    "n": settings.whole(1, 1, 9),
+    "x": settings.number(0.5, 0.0, 1.0, above=True),
+    "s": settings.choice("a", "b"),
+    "m": settings.numbers("1,2", settings.whole(1)),
+    "f": settings.activation("tanh"),
+}
+
+
+def test_settings_are_read_from_text_and_have_defaults():
+    defaults = {"n": 1, "x": 0.5, "s": "a", "m": "1,2", "f": "tanh"}
+    assert settings.merge(DECLARED, {}) == defaults
+    texts = {"n": "3", "x": "1e-3", "s": "b", "m": "4, 5,6", "f": "hardtanh(2)"}
+    read = {"n": 3, "x": 1e-3, "s": "b", "m": "4,5,6", "f": "hardtanh(2)"}
+    assert settings.merge(DECLARED, texts) == read
+    assert settings.merge(DECLARED, read) == read
+    assert settings.merge(DECLARED, {"n": 2.0, "x": 1}) == {**defaults, "n": 2, "x": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("n", 1.5, "setting 'n' must be a whole number from 1 to 9, got 1.5"),
+        ("n", "10", "whole number from 1 to 9, got '10'"),
+        ("n", True, "got True"),
+        ("x", 0, "setting 'x' must be a number above 0 and up to 1, got 0"),
+        ("x", math.nan, "got nan"),
+        ("x", [1.0], r"got \[1.0\]"),
+        ("s", "c", "unknown s 'c'. Valid: a, b."),
+        ("m", "1;2", "numbers with commas between them, got '1;2'"),
+        ("m", "1,0", "whole number from 1 to .*, got '0'"),
+        ("f", "tan", "Did you mean 'tanh'"),
+        ("f", "hardtanh(1.2.3)", "unknown f"),
+        ("nn", 1, "unknown setting 'nn'. Did you mean 'n'"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused_with_what_is_wanted(name, given, said):
+    with pytest.raises(InvalidArgumentError, match=said):
+        settings.merge(DECLARED, {name: given})
+
+
+# ---------------------------------------------------------------- threads
+
+
+LARGE = {"width": 128, "batch_size": 64}  # of momentum-digits: 600 million multiply-adds
+
+
+def chosen(name, folder, settings=None, **choices):
+    experiment = get(name)
+    work = experiment.work(experiment.configure(settings=settings))
+    return choose(work, RunFolder(folder), **choices)
+
+
+def test_small_networks_get_one_thread_and_large_ones_what_torch_has(tmp_path, two_threads):
+    for name in set(names()) - {"momentum-finetune"}:
+        assert chosen(name, tmp_path).number == 1, name
+    assert chosen("momentum-finetune", tmp_path).number == 2
+    large = chosen("momentum-digits", tmp_path, LARGE)
+    assert large.number == 2
+    assert large.line().startswith("threads: 2 of 2 (large network: 603,979,776 multiply-adds")
+    assert chosen("momentum-digits", tmp_path, LARGE, jobs=2).number == 1
+    assert chosen("momentum-digits", tmp_path, LARGE, asked=3).number == 3
+
+
+def test_where_there_is_one_thread_nothing_is_said_of_it(tmp_path):
+    with using(1):
+        assert chosen("digits", tmp_path).line() == ""
+
+
+def multiply_adds(model, x):
+    """Of the largest layer of ``model`` for a batch."""
+    seen = []
+
+    def count(module, _, out):
+        positions = out.numel() // module.weight.shape[0]
+        seen.append(module.weight.numel() * positions)
+
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.register_forward_hook(count)
+    model(x)
+    return max(seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        *(("digits", {"model": model}) for model in MODELS),
+        ("point-cloud", {"model": "node"}),
+        ("point-cloud", {"settings": {"protocol": "nesterov", "batch_size": 1000}}),
+        ("momentum-digits", {"settings": {"width": 4}}),
+        ("pan-moons", {"method": "dopri5", "settings": {"hidden": 32}}),
+    ],
+)
+def test_the_work_of_a_training_is_that_of_its_largest_layer(name, choices):
+    experiment = get(name)
+    config = experiment.configure(**choices)
+    task = experiment.task(config)
+    work = multiply_adds(task.model, task.train[0][: task.batch_size])
+    # the time is one more input of some fields
+    assert work <= 1.2 * experiment.work(config)
+    assert experiment.work(config) <= 2.5 * work
+
+
+def test_a_run_uses_the_threads_chosen_and_gives_back_the_callers(tmp_path, two_threads):
+    metrics = quick(tmp_path)
+    assert metrics["environment"]["threads"] == 1
+    assert torch.get_num_threads() == 2
+
+
+def test_a_resumed_run_has_the_threads_that_it_began_with(tmp_path):
+    quick(tmp_path, threads=2)
+    assert quick(tmp_path, epochs=3, resume=True)["environment"]["threads"] == 2
+    assert quick(tmp_path, epochs=3, overwrite=True)["environment"]["threads"] == 1
+    assert quick(tmp_path, epochs=4, resume=True, threads=2)["environment"]["threads"] == 2
+
+
+def test_a_default_run_resumes_bit_for_bit_where_torch_has_other_threads(tmp_path, two_threads):
+    quick(tmp_path / "whole", epochs=3, settings=SHUFFLED)
+    quick(tmp_path / "parts", epochs=1, settings=SHUFFLED)
+    torch.set_num_threads(1)
+    quick(tmp_path / "parts", epochs=3, settings=SHUFFLED, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_every_experiment_has_a_summary():
@@ -492,7 +636,7 @@ def test_silverbox_init_without_the_record_writes_nothing(tmp_path, monkeypatch)
     monkeypatch.delenv("PYJULIAODE_DATA", raising=False)
     with pytest.raises(InvalidArgumentError, match=r"nonlinearbenchmark\.org"):
         run("silverbox-init", out=tmp_path / "out", progress=False)
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_growth_on_the_generated_input_bears_its_name_and_is_bounded_for_ghbnode(tmp_path, drawn):
@@ -584,10 +728,10 @@ def test_a_failed_run_is_counted_and_left_out_of_the_means(tmp_path, monkeypatch
 
     execute = comparison.execute
 
-    def fail_once(config, folder, **options):
+    def fail_once(config, folder, threads, **options):
         if (config.model, config.seed) == ("node", 1):
             raise TrainingError("the loss is nan")
-        return execute(config, folder, **options)
+        return execute(config, folder, threads, **options)
 
     monkeypatch.setattr(comparison, "execute", fail_once)
     summary = quick_compare(tmp_path)
@@ -599,19 +743,23 @@ def test_a_failed_run_is_counted_and_left_out_of_the_means(tmp_path, monkeypatch
     ]
 
 
-def test_an_interrupted_comparison_writes_what_is_finished(tmp_path, monkeypatch):
+@pytest.mark.parametrize("anew", [False, True])
+def test_an_interrupted_comparison_writes_what_is_finished(tmp_path, monkeypatch, anew):
+    """And does not count the runs that it was to overwrite."""
     from pyjuliaode.experiments import comparison
 
+    if anew:
+        quick_compare(tmp_path, seeds=1, tol=1e-2)
     execute = comparison.execute
 
-    def interrupt(config, folder, **options):
+    def interrupt(config, folder, threads, **options):
         if config.model == "hbnode":
             raise KeyboardInterrupt
-        return execute(config, folder, **options)
+        return execute(config, folder, threads, **options)
 
     monkeypatch.setattr(comparison, "execute", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        quick_compare(tmp_path, seeds=1)
+        quick_compare(tmp_path, seeds=1, overwrite=anew)
     table = json.loads((tmp_path / "comparison.json").read_text())["table"]
     assert [row["finished"] for row in table] == [1, 0]
 
@@ -724,17 +872,17 @@ def test_a_refit_repeats_and_can_take_the_statistics_of_the_batch(tmp_path, gene
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"lr": 0.0}, "lr must be positive"),
-        ({"held_out": 10}, "held_out must leave"),
+        ({"steps": 0}, "'steps' must be a whole number from 1"),
+        ({"lr": 0.0}, "'lr' must be a number above 0"),
+        ({"held_out": 10}, "'held_out' must leave"),
         ({"batch_norm": "freeze"}, "Did you mean 'frozen'"),
         ({"mode": "revertible"}, "Did you mean 'reversible'"),
     ],
 )
 def test_wrong_settings_of_a_refit_are_refused(tmp_path, generated_source, settings, match):
     with pytest.raises(InvalidArgumentError, match=match):
-        refit(tmp_path, **settings)
-    assert not (tmp_path / "metrics.json").exists()
+        refit(tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_refit_without_the_pictures_says_what_carries_them(tmp_path, monkeypatch):

@@ -119,7 +119,7 @@ def test_auto_replays_when_the_graph_outgrows_its_memory():
     assert small.stats.adjoint == "direct"
     assert large.stats.adjoint == again.stats.adjoint == "direct (replay)"
     assert again.stats.nfe_forward < large.stats.nfe_forward  # remembered: no second attempt
-    assert torch.equal(small.y, large.y) or float((small.y - large.y).abs().max().detach()) < 1e-14
+    torch.testing.assert_close(small.y, large.y, rtol=0, atol=1e-12)
 
 
 def test_second_derivatives_of_direct():
@@ -171,7 +171,7 @@ def test_vmap_is_followed_by_fixed_steps_and_refused_by_adaptive_ones():
     y0 = torch.randn(5, 2, dtype=F64)
     fixed = pjo.Solver("rk4", dt=0.1)
     found = torch.func.vmap(lambda y: pjo.solve(field, y, t, fixed).y[-1])(y0)
-    assert float((found - pjo.solve(field, y0, t, fixed).y[-1]).abs().max().detach()) < 1e-14
+    assert float((found - pjo.solve(field, y0, t, fixed).y[-1]).abs().max().detach()) < 1e-12
     with pytest.raises(pjo.UnsupportedError, match="vmap"):
         torch.func.vmap(lambda y: pjo.solve(field, y, t).y[-1])(y0)
 

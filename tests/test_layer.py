@@ -137,7 +137,8 @@ def test_per_sample_steps_are_as_accurate_and_independent_of_the_company():
     joint = pjo.Solver("dopri5", 1e-10, 1e-10)
     together = pjo.solve(f, y0, t, own).y
     alone = pjo.solve(f, y0[:1], t, own).y
-    assert torch.equal(together[:, :1], alone)
+    # another batch may be rounded in another way; a common step would be off by the tolerance
+    torch.testing.assert_close(together[:, :1], alone, rtol=1e-12, atol=0)
     exact = pjo.solve(f, y0, t, joint).y
     assert float((together - exact).abs().max().detach()) < 1e-6  # 100 tol
     error = relative_error(gradients(together, [y0]), gradients(exact, [y0]))

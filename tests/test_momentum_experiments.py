@@ -89,13 +89,13 @@ def test_a_model_alone_is_what_it_is_among_the_others(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("rings", {"rings": 1}, "'rings' must be at least 2, got 1"),
-        ("rings", {"depth": 0}, "'depth' must be positive, got 0"),
+        ("rings", {"rings": 1}, "'rings' must be a whole number from 2 to 1000, got 1"),
+        ("rings", {"depth": 0}, "'depth' must be a whole number from 1 to 10000, got 0"),
         ("rings", {"mode": "backward"}, "backprop"),
         ("cubic", {"gamma": 1.5}, "gamma"),
-        ("lista", {"depths": "2,x"}, "'depths' must be numbers between commas, got '2,x'"),
-        ("lista", {"depths": "2,0"}, "'depths' must be positive integers"),
-        ("lista", {"penalty": -1.0}, "'penalty' must be positive"),
+        ("lista", {"depths": "2,x"}, "'depths' must be numbers with commas between them, got '2"),
+        ("lista", {"depths": "2,0"}, "'depths' must be a whole number from 1 to 10000, got '0'"),
+        ("lista", {"penalty": -1.0}, "'penalty' must be a number above 0 and up to 1000, got -1"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, name, settings, said):
@@ -164,14 +164,27 @@ def test_a_descent_clips_follows_its_rate_and_ends_where_the_loss_does():
     assert bar.steps == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "number", "lr"), [("cubic", "mse", "lr"), ("rings", "accuracy", "resnet_lr")]
-)
-def test_a_training_that_breaks_down_is_told_from_a_poor_one(tmp_path, drawn, name, number, lr):
-    settings = {lr: 1e20, "clip": 0.0, "iterations": 50}
-    final = quick(name, tmp_path, model="resnet", settings=settings)["final"]["resnet"]
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("model", ["resnet", "iresnet", "momentum"])
+@pytest.mark.parametrize(("name", "number"), [("cubic", "mse"), ("rings", "accuracy")])
+def test_a_training_that_breaks_down_is_told_from_a_poor_one(
+    tmp_path, monkeypatch, drawn, name, number, model, bad
+):
+    study, steps = type(get(name)), []
+    loss = study.loss
+
+    def overflowing(self, net, config):
+        steps.append(None)
+        if len(steps) == 3:
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    parameter.fill_(bad)
+        return loss(self, net, config)
+
+    monkeypatch.setattr(study, "loss", overflowing)
+    final = quick(name, tmp_path, model=model)["final"][model]
     assert final[number] is None
-    assert final["steps"] < 50
+    assert final["steps"] == 3
     assert (tmp_path / f"{name}.png").exists()
 
 

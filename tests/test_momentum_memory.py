@@ -133,5 +133,5 @@ def test_growth_is_told_with_and_without_the_buffer_and_failures_are_left_out():
 
 @pytest.mark.parametrize("depths", ["", "ten", "0,10", "10,,30"])
 def test_depths_that_are_none_are_refused(tmp_path, depths):
-    with pytest.raises(InvalidArgumentError, match="depths must be positive"):
+    with pytest.raises(InvalidArgumentError, match="'depths' must be "):
         run("momentum-memory", out=tmp_path, progress=False, settings={"depths": depths})

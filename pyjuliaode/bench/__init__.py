@@ -7,4 +7,3 @@ collector off while the clock runs; medians are reported.
 """
 
 from .command import bench as bench
-from .command import main as main

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,15 +12,13 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from tqdm import tqdm
-
-from ..crosscheck.result import check_folder
 from ..errors import InvalidArgumentError, UnsupportedError
-from ..experiments.folder import RunFolder
+from ..experiments.folder import RunFolder, check_writable
+from ..experiments.threads import using
 from ..plotting import save
+from ..progress import progress_bar
 from . import figures, report
-from .competitors import PACKAGES, choose
+from .competitors import choose
 from .growth import point, points
 from .machine import machine
 from .measure import Step, compare, everyone, sweep
@@ -35,7 +31,6 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 Measured = Iterator[None]  # after each item of which the result may be written
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 # Their sweeps would repeat what "direct" and "gauss" show.
 NOT_SWEPT = ("interpolating", "backsolve")
 
@@ -81,7 +76,7 @@ def bench(
     _check_positive(threads=threads, repeats=repeats)
     names = check_names(problems)
     packages, left_out = choose(competitors)
-    check_folder(out)
+    check_writable(out)
     folder = RunFolder(out)
     if render:
         result = _read(kind, folder)
@@ -132,14 +127,9 @@ def _check_positive(**numbers: int | None) -> None:
 @contextmanager
 def _conditions(threads: int) -> Iterator[None]:
     """Threads of torch, and no warnings: what fails is in the report with its reason."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with using(threads), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 # ----------------------------------------------------------------------------------- measurements
@@ -147,18 +137,20 @@ def _conditions(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Step]:
-    """A bar on stderr; told what begins, it counts what came before."""
-    with tqdm(total=total, unit="part", disable=None, file=sys.stderr) as bar:
+    """Told what begins, it counts what came before."""
+    with progress_bar(total, "part") as bar:
         begun = False
 
         def step(what: str) -> None:
             nonlocal begun
-            bar.update(int(begun))
+            if begun:
+                bar.update()
             bar.set_description(what)
             begun = True
 
         yield step
-        bar.update(int(begun))
+        if begun:
+            bar.update()
 
 
 def _measure_problems(
@@ -279,43 +271,3 @@ def _figures(kind: str, result: Result) -> Iterable[tuple[str, Figure]]:
         yield "grid.png", figures.grid(result["problems"])
         if swept := [problem for problem in result["problems"] if problem["sweep"]]:
             yield "work_precision.png", figures.work_precision(swept)
-
-
-# -------------------------------------------------------------------------------------- front door
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m pyjuliaode.bench``: the same as ``pyjuliaode bench``.
-
-    Raises:
-        InvalidArgumentError: an argument does not fit.
-        SystemExit: the command line cannot be read (2), or the measurement was interrupted (130).
-    """
-    options = vars(_parser().parse_args(arguments))
-    try:
-        bench(**options)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; what was measured is in {options['out']}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pyjuliaode bench",
-        description="Measure solvers and gradients here, beside the other packages installed.",
-    )
-    add = parser.add_argument
-    add("--quick", action="store_true", help="fewer repeats, tolerances, steps and points")
-    add("--threads", type=int, default=1, help="torch's threads (default 1)")
-    add("--repeats", type=int, help="runs of every competitor (default 15, quick 3)")
-    add("--out", default="runs/bench", help="folder for the results (default runs/bench)")
-    for name, known in (("--problems", MAKERS), ("--competitors", PACKAGES)):
-        add(name, type=_names, default=(), metavar="A,B", help=f"some of {', '.join(known)}")
-    add("--memory", action="store_true", help="peak memory of gradients instead")
-    add("--growth", action="store_true", help="how costs grow with size and tolerance instead")
-    add("--render", action="store_true", help="only write the tables and figures of --out anew")
-    return parser
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]

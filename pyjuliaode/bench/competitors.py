@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .._install import install_command
 from ..api import backends
 from ..errors import InvalidArgumentError, unknown_name
 from .problems import Problem
@@ -130,7 +131,7 @@ def missing(package: str) -> str | None:
             return "PYJULIAODE_BACKEND names another backend"
         return backends()["julia"]["missing"]
     if package not in OWN and importlib.util.find_spec(package) is None:
-        return f"{package} is not installed: pip install {package}"
+        return f"{package} is not installed: {install_command('bench')}"
     return None
 
 

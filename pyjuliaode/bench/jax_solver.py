@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +62,8 @@ def prepare(problem: Problem, who: Competitor, what: str, tol: float) -> Compile
         if not success:
             raise RuntimeError(f"diffrax did not reach the end in {MAX_STEPS} steps")
         arrays = [found] if what == "forward" else [found[0], *(found[1][n] for n in names)]
+        import numpy as np
+
         return [torch.from_numpy(np.array(x)) for x in arrays]
 
     return Compiled(lambda: jax.block_until_ready(compiled(*given)), tensors, seconds)

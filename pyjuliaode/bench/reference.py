@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .._install import install_command
 from ..errors import UnsupportedError
 from .competitors import Competitor
 from .problems import Problem
@@ -87,10 +87,11 @@ def _solved(exact: Problem, who: Competitor, dt: float | None) -> Found:
 def _sensitivities(exact: Problem, method: str) -> Found:
     """An implicit method of SciPy on y and S = dy/d(y0, p): S' = (df/dy) S + (0, df/dp)."""
     try:
+        import numpy as np
         from scipy.integrate import solve_ivp
     except ImportError as error:
         raise UnsupportedError(
-            f"the reference of {exact.name} needs scipy: pip install scipy"
+            f"the reference of {exact.name} needs scipy: {install_command('bench')}"
         ) from error
     n, sizes = exact.y0.numel(), [p.numel() for p in (exact.y0, *exact.params)]
     columns = sum(sizes)
@@ -133,5 +134,7 @@ def _sensitivities(exact: Problem, method: str) -> Found:
 
 
 def _block_diagonal(first: Any, second: Any) -> Any:
+    import numpy as np
+
     n, m = len(first), len(second)
     return np.block([[first, np.zeros((n, m))], [np.zeros((m, n)), second]])

@@ -21,6 +21,7 @@ from ..errors import (
     unknown_name,
 )
 from ..problem import State
+from ..progress import progress_bar
 from . import verdict as judging
 from .case import Case, Loss, Outcome
 from .competitors import Competitor, Own, check_method, own, refusal
@@ -80,7 +81,7 @@ def crosscheck(
             tolerance for relative errors of gradients. Default 100; and where derivatives of the
             field jump (ReLU, ELU), 100 times the square root of the tolerance.
         title: of the problem, for table and figure.
-        progress: show a bar.
+        progress: say on standard error how far it is.
 
     Returns:
         CrossCheck: ``rows``, ``verdict``, ``table()``, ``plot()``, ``save(folder)``,
@@ -101,8 +102,7 @@ def crosscheck(
     exact = case.in_float64()
     if case.structure.is_tuple:
         chosen = [c for c in chosen if not c.native]
-    bar = _bar(2 + len(chosen) * len(pairs), progress)
-    with bar:
+    with progress_bar(2 + len(chosen) * len(pairs), "run", shown=progress) as bar:
         bar.set_description("reference")
         tight = solve_reference(exact)
         bar.update()
@@ -198,14 +198,6 @@ def _competitors(
     for method in methods:
         check_method(method, backends)
     return mine + witnesses(names, methods)
-
-
-def _bar(total: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, unit="run", disable=None, leave=False)
-    bar.disable = bar.disable or not progress
-    return bar
 
 
 # ----------------------------------------------------------------------------------- the runs

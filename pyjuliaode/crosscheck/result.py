@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidArgumentError, PyJuliaODEError
+from ..errors import PyJuliaODEError
 from .verdict import Apart, Disagreement, Verdict
 
 if TYPE_CHECKING:
@@ -219,21 +219,6 @@ class CrossCheck:
             paths.append(target.path / "crosscheck.png")
             self.plot(paths[-1])
         return paths
-
-
-def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Raise where :meth:`CrossCheck.save` could not write; write nothing.
-
-    Raises:
-        InvalidArgumentError: a file is in the way, or the folder may not be written.
-    """
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise InvalidArgumentError(f"{place} is a file: choose a folder with --out")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InvalidArgumentError(f"cannot write to {place}: choose another folder with --out")
 
 
 def _cells(row: Row) -> list[str]:

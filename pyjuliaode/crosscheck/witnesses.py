@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._install import install_command
 from ..problem import State
 from .case import Case, Gradient, Outcome, clock
 
@@ -37,7 +38,7 @@ def witnesses(names: Sequence[str], methods: Sequence[str]) -> list[Any]:
 def _not_installed(package: str) -> str | None:
     if importlib.util.find_spec(package) is not None:
         return None
-    return f"{package} is not installed: pip install {package}"
+    return f"{package} is not installed: {install_command('bench')}"
 
 
 class Counted(nn.Module):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._install import install_command
 from ..errors import InvalidArgumentError, UnsupportedError
 
 N_IMAGES = 1797
@@ -44,7 +45,7 @@ def digits(test_fraction: float = 0.2, seed: int = 0) -> Digits:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise UnsupportedError(
-            "the digits come with scikit-learn: pip install 'pyjuliaode[experiments]'"
+            f"the digits come with scikit-learn: {install_command('experiments')}"
         ) from error
     images, labels = load_digits(return_X_y=True)
     if images.shape != (N_IMAGES, 64):

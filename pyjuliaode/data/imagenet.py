@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._install import install_command
 from ..errors import InvalidArgumentError, UnsupportedError
 from .carried import carried
 
@@ -45,7 +46,7 @@ def imagenet_pictures(size: int) -> Pictures:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise UnsupportedError(
-            "pictures are read by pillow: pip install 'pyjuliaode[experiments]'"
+            f"pictures are read by pillow: {install_command('experiments')}"
         ) from error
     import numpy as np
 

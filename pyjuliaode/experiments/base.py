@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from ..backends import choose
 from ..errors import InvalidArgumentError, unknown_name
-from .config import RunConfig, merge_settings
+from ..momentum import MomentumNet
+from .config import RunConfig
 from .environment import describe
 from .folder import RunFolder, plain
 from .models import MODELS
+from .settings import SEED, STEPS, Setting, merge, read_number, read_whole
 from .trainer import Callback, Task, Trainer
 
 ALL = "all"
@@ -22,14 +25,21 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Defaults:
-    """What an experiment runs with where nothing else is said; those that solve nothing have
-    neither ``tol`` nor ``method``."""
+    """What an experiment runs with where nothing else is said.
+
+    Attributes:
+        tol, method, model, epochs: None where there is nothing to choose; what solves nothing has
+            neither ``tol`` nor ``method``.
+        tols: the smallest and the largest ``tol``.
+        settings: what else can be chosen, by name.
+    """
 
     tol: float | None
     method: str | None = "dopri5"
     model: str | None = None
     epochs: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    tols: tuple[float, float] = (1e-15, 1.0)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
 class Experiment(ABC):
@@ -66,8 +76,6 @@ class Experiment(ABC):
         Raises:
             InvalidArgumentError: something that this experiment does not have or know.
         """
-        if epochs is not None and not self.trains:
-            raise InvalidArgumentError(f"{self.name} trains nothing: it has no epochs")
         if self.defaults.tol is None:
             given = {"method": method, "tol": tol}
             given |= {"adjoint": adjoint, "backend": backend}
@@ -77,17 +85,30 @@ class Experiment(ABC):
         config = RunConfig(
             experiment=self.name,
             model=self._model(model),
-            seed=seed,
-            epochs=self.defaults.epochs if epochs is None else epochs,
+            seed=read_whole("seed", seed, 0, SEED),
+            epochs=self._epochs(epochs),
             method=self.defaults.method if method is None else method,
-            tol=self.defaults.tol if tol is None else tol,
+            tol=self.defaults.tol if tol is None else read_number("tol", tol, *self.defaults.tols),
             adjoint=adjoint,
             backend=backend,
             device=device,
-            settings=merge_settings(self.defaults.settings, settings or {}),
+            settings=merge(self.defaults.settings, settings or {}),
         )
         check_solver(config)
+        check_device(device)
+        check_momentum(config.settings)
         return config
+
+    def work(self, config: RunConfig) -> int:
+        """Multiply-adds of the largest layer for a batch; 0 where there is no network."""
+        return 0
+
+    def _epochs(self, epochs: int | None) -> int | None:
+        if epochs is None:
+            return self.defaults.epochs
+        if not self.trains:
+            raise InvalidArgumentError(f"{self.name} trains nothing: it has no epochs")
+        return read_whole("epochs", epochs, 1, STEPS)
 
     def _model(self, model: str | None) -> str | None:
         if model is None:
@@ -120,10 +141,27 @@ def check_solver(config: RunConfig) -> None:
     known = ("auto", *capabilities.adjoints)
     if config.adjoint not in known:
         raise unknown_name("adjoint", config.adjoint, known)
-    if config.tol is not None and not 0 < config.tol < 1:
-        raise InvalidArgumentError(f"tol must lie between 0 and 1, got {config.tol:g}")
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InvalidArgumentError(f"device {config.device!r}: this machine has no CUDA device")
+
+
+def check_device(name: str) -> None:
+    """Raise for a device that is not one, or is not here."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidArgumentError(f"device must be cpu, cuda, cuda:1, ..., got {name!r}")
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= present:
+        raise InvalidArgumentError(
+            f"device {name!r} is not here: torch sees {present} CUDA devices; cpu always works"
+        )
+
+
+def check_momentum(settings: Mapping[str, Any]) -> None:
+    """Raise for a ``gamma`` that a momentum network does not take in its ``mode``."""
+    if "gamma" in settings:
+        MomentumNet([nn.Identity()], settings["gamma"], mode=settings["mode"])
 
 
 class Training(Experiment):

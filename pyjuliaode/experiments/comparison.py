@@ -7,19 +7,24 @@ import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import plotting
 from ..errors import InvalidArgumentError, unknown_name
+from ..progress import say
 from . import get, parallel
 from .base import ALL, Experiment
 from .config import RunConfig
-from .folder import RunFolder
-from .runner import RUN_FAILURES, execute
+from .folder import RunFolder, check_writable, plain
+from .runner import RUN_FAILURES, check_figures, execute
+from .settings import MOST, read_whole
+from .threads import Threads, choose
 from .trainer import COSTS
 
 SUMMARY = "comparison"  # .json, .csv, .md, .png
+NOT_STARTED = "not started"
 
 # key in "final" -> heading, number format
 COLUMNS = {
@@ -36,10 +41,11 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a comparison, and where it goes."""
+    """One run of a comparison, where it goes, and its threads."""
 
     config: RunConfig
     folder: RunFolder
+    threads: Threads
 
 
 def compare(
@@ -76,18 +82,27 @@ def compare(
             written.
         KeyboardInterrupt: Ctrl-C; the table and figure of what is finished are on disk.
     """
+    check_figures()
     experiment = get(name)
     if not experiment.trains:
         raise InvalidArgumentError(
             f"{name} compares by itself: pyjuliaode run {name}; compare takes what trains"
         )
-    if seeds < 1 or jobs < 1:
-        raise InvalidArgumentError(f"seeds and jobs must be at least 1, got {seeds} and {jobs}")
-    folder = RunFolder(f"runs/{name}-{SUMMARY}" if out is None else out)
-    planned = _plan(experiment, _names(models, experiment), seeds, folder.path, choices)
+    seeds = read_whole("seeds", seeds, 1, MOST)
+    jobs = read_whole("jobs", jobs, 1, MOST)
+    folder = RunFolder(default_folder(name) if out is None else out)
+    check_writable(folder.path)
+    share = partial(choose, asked=threads, resume=resume, jobs=jobs)
+    planned = [
+        Planned(config, place, share(experiment.work(config), place))
+        for config in _configs(experiment, _names(models, experiment), seeds, choices)
+        for place in [RunFolder(folder.path / f"{config.model}-seed{config.seed}")]
+    ]
     for run in planned:  # all of them, before the first is started
         run.folder.check(run.config.to_dict(), resume=resume, overwrite=overwrite)
-    options = {"resume": resume, "overwrite": overwrite, "threads": threads}
+    for line in {run.threads.number: run.threads.line() for run in planned}.values():
+        say(line, progress)
+    options = {"resume": resume, "overwrite": overwrite}
     try:
         if jobs == 1:
             _one_by_one(planned, options, progress)
@@ -95,46 +110,48 @@ def compare(
             parallel.run(planned, options, jobs, progress)
     finally:
         summary = summarise(name, planned)
-        write(summary, planned, folder)
+        if any(run["status"] != NOT_STARTED for run in summary["runs"]):
+            write(summary, planned, folder)
     return summary
 
 
+def default_folder(name: str) -> str:
+    """Of the comparisons of an experiment."""
+    return f"runs/{name}-{SUMMARY}"
+
+
 def _names(models: Sequence[str] | str, experiment: Experiment) -> list[str]:
-    """The chosen models, without repetition, in the order given."""
+    """The chosen models, in the order given."""
     if isinstance(models, str):
-        models = [name.strip() for name in models.split(",") if name.strip()]
-    chosen = list(experiment.models) if list(models) == [ALL] else list(dict.fromkeys(models))
+        models = [name.strip() for name in models.split(",")]
+    chosen = list(experiment.models) if list(models) == [ALL] else list(models)
+    if not all(chosen) or not chosen:
+        raise InvalidArgumentError(
+            f"models must be names with commas between them, or 'all', got {','.join(models)!r}"
+        )
     for name in chosen:
         if name not in experiment.models:
             raise unknown_name("model", name, [*experiment.models, ALL])
-    if not chosen:
-        raise InvalidArgumentError("name at least one model, or 'all'")
+        if chosen.count(name) > 1:
+            raise InvalidArgumentError(f"models names {name!r} twice")
     return chosen
 
 
-def _plan(
-    experiment: Experiment,
-    models: Iterable[str],
-    seeds: int,
-    root: Path,
-    choices: Mapping[str, Any],
-) -> list[Planned]:
+def _configs(
+    experiment: Experiment, models: Iterable[str], seeds: int, choices: Mapping[str, Any]
+) -> list[RunConfig]:
     """Seed by seed, so that an interrupted comparison has all models on the first seeds."""
-    configs = [
-        [experiment.configure(model=model, seed=seed, **choices) for model in models]
-        for seed in range(seeds)
-    ]
     return [
-        Planned(config, RunFolder(root / f"{config.model}-seed{config.seed}"))
-        for row in configs
-        for config in row
+        experiment.configure(model=model, seed=seed, **choices)
+        for seed in range(seeds)
+        for model in models
     ]
 
 
 def _one_by_one(planned: Sequence[Planned], options: Mapping[str, Any], progress: bool) -> None:
     for run in planned:
         try:
-            execute(run.config, run.folder, progress=progress, **options)
+            execute(run.config, run.folder, run.threads.number, progress=progress, **options)
         except RUN_FAILURES as error:
             run.folder.note_failure(run.config.to_dict(), str(error))
 
@@ -143,7 +160,7 @@ def summarise(name: str, planned: Sequence[Planned]) -> dict[str, Any]:
     """The table over the runs that are finished, and what became of each run."""
     runs = []
     for run in planned:
-        metrics = run.folder.read_metrics() or {"status": "not started"}
+        metrics = _metrics(run) or {"status": NOT_STARTED}
         runs.append(
             {
                 "model": run.config.model,
@@ -159,6 +176,13 @@ def summarise(name: str, planned: Sequence[Planned]) -> dict[str, Any]:
     config = {key: value for key, value in planned[0].config.to_dict().items()}
     config |= {"model": list(models), "seed": sorted({run["seed"] for run in runs})}
     return {"experiment": name, "config": config, "table": table, "runs": runs}
+
+
+def _metrics(run: Planned) -> dict[str, Any] | None:
+    """Of this run; not of another that it was to overwrite."""
+    metrics = run.folder.read_metrics()
+    same = metrics is not None and metrics["config"] == plain(run.config.to_dict())
+    return metrics if same else None
 
 
 def _row(model: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -185,7 +209,7 @@ def write(summary: Mapping[str, Any], planned: Sequence[Planned], folder: RunFol
     records: dict[str, list[Any]] = {}
     data = ""
     for run in planned:
-        metrics = run.folder.read_metrics()
+        metrics = _metrics(run)
         if metrics is not None and metrics["status"] == "finished":
             records.setdefault(run.config.model, []).append(metrics["epochs"])
             data = metrics["task"].get("data", "")

@@ -12,8 +12,8 @@ from .. import plotting
 from ..momentum import MomentumNet
 from .base import Defaults
 from .config import RunConfig
-from .descent import require_positive
 from .folder import RunFolder
+from .settings import STEPS, WIDTH, choice, learning_rate, number, whole
 from .tied import TiedStudy, leaps, path
 
 FLOOR = 1 / 7  # E x^6, x ~ U(-1, 1): the error of 0, the best map whose paths do not cross
@@ -37,21 +37,23 @@ class Cubic(TiedStudy):
         method=None,
         model="all",
         settings={
-            "batch_size": 200,
-            "depth": 15,
-            "hidden": 16,
-            "gamma": 0.9,
-            "mode": "backprop",
-            "iterations": 2000,
-            "lr": 0.01,
-            "clip": 1.0,
+            "batch_size": whole(200),
+            "depth": whole(15, 1, WIDTH),
+            "hidden": whole(16, 1, WIDTH),
+            "gamma": number(0.9, 0.0, 1.0),
+            "mode": choice("backprop", "reversible"),
+            "iterations": whole(2000, high=STEPS),
+            "lr": learning_rate(0.01),
+            "clip": number(1.0, 0.0, 1e6),
         },
     )
 
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
-        require_positive(config, "batch_size")
         results = super().compute(config, progress)
         return {**results, "final": {**results["final"], "floor": FLOOR}}
+
+    def work(self, config: RunConfig) -> int:
+        return self.n * config.settings["hidden"] * config.settings["batch_size"]
 
     def optimizer(self, net: MomentumNet, name: str, config: RunConfig) -> torch.optim.Optimizer:
         return torch.optim.SGD(net.parameters(), lr=config.settings["lr"])

@@ -8,17 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
-from ..errors import InvalidArgumentError
-from .config import RunConfig
+from ..progress import Bar
 
 
 def descend(
     loss: Callable[[], Tensor],
     optimizer: Optimizer,
     iterations: int,
-    bar: tqdm,
+    bar: Bar,
     clip: float = 0.0,
     rate: Callable[[float], float] = lambda progress: 1.0,
 ) -> list[float]:
@@ -44,11 +42,3 @@ def descend(
         schedule.step()
         bar.update()
     return losses
-
-
-def require_positive(config: RunConfig, *names: str) -> None:
-    """Raise InvalidArgumentError for the first of these settings that is not positive."""
-    for name in names:
-        if not config.settings[name] > 0:
-            given = config.settings[name]
-            raise InvalidArgumentError(f"setting {name!r} must be positive, got {given!r}")

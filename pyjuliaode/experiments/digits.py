@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data import digits
+from ..data.digits import N_IMAGES
 from ..layer import NeuralODE
 from . import models
 from .base import Defaults, Training
 from .config import RunConfig
+from .settings import SEED, activation, choice, learning_rate, whole
 from .trainer import Task, right_choices
 
 PIXELS, CLASSES = 64, 10
@@ -126,13 +128,18 @@ class DigitsExperiment(Training):
         epochs=20,
         tol=1e-3,
         settings={
-            "lr": 3e-3,
-            "batch_size": 64,
-            "data_seed": 0,
-            "activation": "tanh",
-            "variant": "paper",
+            "lr": learning_rate(3e-3),
+            "batch_size": whole(64),
+            "data_seed": whole(0, 0, SEED),
+            "activation": activation("tanh"),
+            "variant": choice("paper", "published"),
         },
     )
+
+    def work(self, config: RunConfig) -> int:
+        _, hidden = _SIZES.get(config.model, _SECOND_ORDER_SIZE)
+        batch = min(config.settings["batch_size"], N_IMAGES)
+        return 9 * hidden * (hidden + 1) * PIXELS * batch
 
     def task(self, config: RunConfig) -> Task:
         data = digits(seed=config.settings["data_seed"])

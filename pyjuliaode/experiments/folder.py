@@ -25,7 +25,7 @@ class RunFolder:
     """The folder of one run: metrics.json, checkpoint.pt, figures.
 
     Arguments:
-        path: of the folder; it is made by :meth:`open`, not before.
+        path: of the folder; it is made with the first file in it, not before.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -33,28 +33,23 @@ class RunFolder:
         self._replaces = False  # the run that lies there, with the first file that is written
 
     def open(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready for a run with ``config``, or refuse before anything is written.
+        """Take the folder for a run with ``config``, or refuse; nothing is written yet.
 
         With ``overwrite`` the old run is as good as gone, and is removed as the new one first
         writes: one that cannot begin leaves it where it is.
 
         Raises:
             InvalidArgumentError: another run lies there, or this one and neither ``resume`` nor
-                ``overwrite`` was asked for, or the path cannot be a folder.
+                ``overwrite`` was asked for, or nothing can be written there.
         """
         self.check(config, resume=resume, overwrite=overwrite)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidArgumentError(f"cannot write to {self.path}: {error}") from error
         self._replaces = overwrite
 
     def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Raise what :meth:`open` would raise for the run that lies there; write nothing."""
+        """Raise what :meth:`open` would raise."""
         if resume and overwrite:
             raise InvalidArgumentError("resume and overwrite exclude each other: choose one")
-        if self.path.exists() and not self.path.is_dir():
-            raise InvalidArgumentError(f"{self.path} is a file: choose a folder with --out")
+        check_writable(self.path)
         if not overwrite:
             self._refuse_other_run(config, resume)
 
@@ -158,6 +153,29 @@ class RunFolder:
             Path(temporary).unlink(missing_ok=True)
             raise
         return target
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Raise where no file can be written into ``folder``, which need not be there yet.
+
+    Raises:
+        InvalidArgumentError: a file is in the way, or the system does not allow it.
+    """
+    path = place = Path(folder).absolute()
+    try:
+        try:
+            path.stat()
+        except FileNotFoundError:
+            place = next(parent for parent in path.parents if parent.exists())
+        if place.is_dir():
+            with tempfile.TemporaryFile(dir=place):
+                return
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InvalidArgumentError(
+            f"cannot write to {folder} ({why}): choose another folder with --out"
+        ) from error
+    raise InvalidArgumentError(f"{place} is a file: choose a folder with --out")
 
 
 def plain(value: Any) -> Any:

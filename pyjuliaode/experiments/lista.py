@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import plotting
-from ..errors import InvalidArgumentError
 from ..momentum import MomentumNet
+from ..progress import Bar, progress_bar
 from .base import ALL, Defaults, Study
 from .config import RunConfig
-from .descent import descend, require_positive
+from .descent import descend
 from .folder import RunFolder
 from .lasso import fista, lipschitz, objective, soft_threshold
 from .revnet import RevNet
+from .settings import STEPS, WIDTH, learning_rate, number, numbers, whole
 
 ROWS, COLUMNS = 16, 32  # of D
 N_TEST = 1000
@@ -83,27 +83,26 @@ class Lista(Study):
         method=None,
         model="all",
         settings={
-            "depths": "2,5,10,20",
-            "gammas": "0.1,0.5",
-            "penalty": 0.1,
-            "iterations": 1000,
-            "batch_size": 256,
-            "lr": 3e-3,
-            "clip": 1.0,
+            "depths": numbers("2,5,10,20", whole(1, 1, WIDTH)),
+            "gammas": numbers("0.1,0.5", number(0.5, 0.0, 1.0)),
+            "penalty": number(0.1, 0.0, 1e3, above=True),
+            "iterations": whole(1000, high=STEPS),
+            "batch_size": whole(256),
+            "lr": learning_rate(3e-3),
+            "clip": number(1.0, 0.0, 1e6),
         },
     )
 
+    def work(self, config: RunConfig) -> int:
+        return COLUMNS**2 * config.settings["batch_size"]
+
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
         settings = config.settings
-        require_positive(config, "penalty", "iterations", "batch_size", "lr")
-        depths = [int(depth) for depth in _numbers(config, "depths") if depth == int(depth) > 0]
-        if len(depths) < len(_numbers(config, "depths")):
-            given = settings["depths"]
-            raise InvalidArgumentError(f"setting 'depths' must be positive integers, got {given!r}")
+        depths = [int(depth) for depth in settings["depths"].split(",")]
         names = self.models[1:] if config.model == ALL else (config.model,)
         cases = [(name, 0.0) for name in names if name != MOMENTUM]
         if MOMENTUM in names:
-            cases += [(MOMENTUM, gamma) for gamma in _numbers(config, "gammas")]
+            cases += [(MOMENTUM, float(gamma)) for gamma in settings["gammas"].split(",")]
         torch.manual_seed(config.seed)
         dictionary = torch.randn(ROWS, COLUMNS, device=config.device)
         dictionary /= dictionary.norm(dim=0)
@@ -112,7 +111,7 @@ class Lista(Study):
         best = fista(test, dictionary, penalty)
         optimum = float(objective(best, test.double(), dictionary.double(), penalty).mean())
         total = sum(name != ISTA for name, _ in cases) * len(depths) * settings["iterations"]
-        with tqdm(total=total, unit="step", disable=None if progress else True) as bar:
+        with progress_bar(total, "step", shown=progress) as bar:
             rows = [
                 self._row(case, depth, dictionary, test, optimum, config, bar)
                 for case in cases
@@ -137,7 +136,7 @@ class Lista(Study):
         test: Tensor,
         optimum: float,
         config: RunConfig,
-        bar: tqdm,
+        bar: Bar,
     ) -> dict[str, Any]:
         """One network, trained and tested."""
         (name, gamma), settings = case, config.settings
@@ -173,17 +172,6 @@ class Lista(Study):
             "excess": tested - optimum,
             "seconds": time.perf_counter() - began,
         }
-
-
-def _numbers(config: RunConfig, name: str) -> list[float]:
-    """The setting ``name``, numbers between commas."""
-    text = config.settings[name]
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InvalidArgumentError(
-            f"setting {name!r} must be numbers between commas, got {text!r}"
-        ) from None
 
 
 EXPERIMENT = Lista()

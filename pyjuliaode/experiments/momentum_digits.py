@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..data import Digits, digits, mnist
-from ..errors import InvalidArgumentError, unknown_name
+from ..errors import InvalidArgumentError
 from ..momentum import MomentumNet
 from .base import Defaults, Training
 from .config import RunConfig
+from .settings import SEED, WIDTH, choice, learning_rate, number, whole
 from .trainer import Task, right_choices
 
 CLASSES = 10
@@ -53,8 +54,6 @@ def network(config: RunConfig, stride: int) -> nn.Module:
     """
     settings = config.settings
     width, blocks = settings["width"], settings["blocks"]
-    if width < 1 or blocks < 1:
-        raise InvalidArgumentError(f"width and blocks must be at least 1, got {width} and {blocks}")
     momentum = config.model == "momentum"
     gamma, mode = (settings["gamma"], settings["mode"]) if momentum else (0.0, "backprop")
 
@@ -91,17 +90,23 @@ class MomentumDigitsExperiment(Training):
         model="momentum",
         epochs=10,
         settings={
-            "data": "digits",
-            "limit": 0,
-            "data_seed": 0,
-            "gamma": 0.9,
-            "mode": "reversible",
-            "width": 16,
-            "blocks": 4,
-            "lr": 1e-3,
-            "batch_size": 64,
+            "data": choice(*DATA),
+            "limit": whole(0, 0),
+            "data_seed": whole(0, 0, SEED),
+            "gamma": number(0.9, 0.0, 1.0),
+            "mode": choice("reversible", "backprop"),
+            "width": whole(16, 1, WIDTH),
+            "blocks": whole(4, 1, 1000),
+            "lr": learning_rate(1e-3),
+            "batch_size": whole(64),
         },
     )
+
+    def work(self, config: RunConfig) -> int:
+        # either stage: twice the channels at a quarter of the pixels
+        settings = config.settings
+        pixels, images = {"digits": (8**2, 1437), "mnist": (14**2, 60_000)}[settings["data"]]
+        return 9 * settings["width"] ** 2 * pixels * min(settings["batch_size"], images)
 
     def task(self, config: RunConfig) -> Task:
         data = self._data(config)
@@ -119,12 +124,10 @@ class MomentumDigitsExperiment(Training):
     @staticmethod
     def _data(config: RunConfig) -> Digits:
         name, limit = config.settings["data"], config.settings["limit"]
-        if name not in DATA:
-            raise unknown_name("data", name, DATA)
         data = digits(seed=config.settings["data_seed"]) if name == "digits" else mnist()
-        if not 0 <= limit <= len(data.train_x):
+        if limit > len(data.train_x):
             raise InvalidArgumentError(
-                f"limit must lie between 0 (all) and {len(data.train_x)}, got {limit}"
+                f"setting 'limit' must lie between 0 (all) and {len(data.train_x)}, got {limit}"
             )
         every = len(data.train_x) // limit if limit else 1
         few = slice(None, limit * every or None, every)

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from .. import plotting
 from ..data import efficientnet_lite0_weights, imagenet, imagenet_pictures
-from ..errors import InvalidArgumentError, UnsupportedError, unknown_name
+from ..errors import InvalidArgumentError, UnsupportedError
 from ..momentum import to_momentum
+from ..progress import Bar, progress_bar
 from .base import Defaults, Study
 from .config import RunConfig
 from .folder import RunFolder
+from .settings import STEPS, choice, learning_rate, whole
 
 # without what they depend on themselves, which is not needed here
 PACKAGES = {
@@ -31,7 +32,6 @@ LARGER = 1.5  # pictures than what the network sees: room for crops
 CROPS = (0.3, 1.0)  # share of the area of a picture
 EVALUATIONS = 4  # during a refit
 MAX_NORM = 1.0  # of a gradient
-BATCH_NORMS = ("frozen", "batch")
 
 
 @dataclass(frozen=True)
@@ -96,28 +96,30 @@ class MomentumFinetune(Study):
         tol=None,
         method=None,
         settings={
-            "size": 160,
-            "held_out": 6,
-            "views": 4,
-            "steps": 40,
-            "batch": 8,
-            "lr": 2e-3,
-            "batch_norm": "frozen",
-            "mode": "backprop",
+            "size": whole(160, 1, 4096),
+            "held_out": whole(6),
+            "views": whole(4),
+            "steps": whole(40, high=STEPS),
+            "batch": whole(8),
+            "lr": learning_rate(2e-3),
+            "batch_norm": choice("frozen", "batch"),
+            "mode": choice("backprop", "reversible"),
         },
     )
     source: Callable[[int], Pretrained] = staticmethod(efficientnet_lite0)
 
+    def work(self, config: RunConfig) -> int:
+        # EfficientNet-Lite0's widest: 16 to 96 channels of a quarter of the pixels
+        return 16 * 96 * (config.settings["size"] // 2) ** 2 * config.settings["batch"]
+
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
         settings = config.settings
-        _check(settings)
         given = self.source(settings["size"])
         original = given.network.to(config.device).eval()
         data = _Data(given, original, config)
-        bar = tqdm(total=sum(g > 0 for g in GAMMAS) * settings["steps"], unit="step", disable=None)
-        bar.disable = bar.disable or not progress
+        total = sum(g > 0 for g in GAMMAS) * settings["steps"]
         rows = []
-        with bar:
+        with progress_bar(total, "step", shown=progress) as bar:
             for gamma in GAMMAS:
                 bar.set_description(f"gamma {gamma:g}")
                 mode = settings["mode"] if gamma > 0 else "backprop"
@@ -148,16 +150,6 @@ class MomentumFinetune(Study):
         folder.write("momentum-finetune.png", lambda path: plotting.save(figure, path))
 
 
-def _check(settings: Mapping[str, Any]) -> None:
-    for name in ("size", "held_out", "views", "steps", "batch"):
-        if settings[name] < 1:
-            raise InvalidArgumentError(f"{name} must be at least 1, got {settings[name]}")
-    if not settings["lr"] > 0:
-        raise InvalidArgumentError(f"lr must be positive, got {settings['lr']:g}")
-    if settings["batch_norm"] not in BATCH_NORMS:
-        raise unknown_name("batch_norm", settings["batch_norm"], BATCH_NORMS)
-
-
 class _Data:
     """The pictures, split; views of them are drawn from a generator of its own.
 
@@ -171,7 +163,7 @@ class _Data:
         settings, n = config.settings, len(given.pictures)
         if settings["held_out"] >= n:
             raise InvalidArgumentError(
-                f"held_out must leave pictures to refit with: fewer than {n}, got "
+                f"setting 'held_out' must leave pictures to refit with: fewer than {n}, got "
                 f"{settings['held_out']}"
             )
         self.size, self.device = settings["size"], config.device
@@ -214,7 +206,7 @@ def _scaled(pictures: Tensor, size: int) -> Tensor:
 
 
 def _refit(
-    network: nn.Module, original: nn.Module, data: _Data, settings: Mapping[str, Any], bar: tqdm
+    network: nn.Module, original: nn.Module, data: _Data, settings: Mapping[str, Any], bar: Bar
 ) -> list[dict[str, Any]]:
     """Distil ``original``; measures on the way and after."""
     curve = []
@@ -233,8 +225,8 @@ def _refit(
         nn.utils.clip_grad_norm_(network.parameters(), MAX_NORM)
         optimizer.step()
         rate.step()
+        bar.set_postfix_str(f"loss {loss.item():.3g}")
         bar.update()
-        bar.set_postfix(loss=f"{loss.item():.3g}")
         if step % every == 0 or step == steps:
             curve.append({"step": step, "loss": loss.item(), **_measure(network, data)})
     return curve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
-from tqdm import tqdm
 
 from .. import plotting
-from ..errors import InvalidArgumentError
 from ..memory import NOTHING_KEPT, in_fresh_process, peak_rise
 from ..momentum import MomentumNet
 from ..momentum.exact import ExactState, Ratio
+from ..progress import progress_bar
 from .base import Defaults, Study
 from .config import RunConfig
 from .folder import RunFolder
 from .markdown import table
+from .settings import STEPS, WIDTH, numbers, whole
 
 # name -> (how the gradient is found, gamma); None is the paper's, which varies with the depth
 WAYS: dict[str, tuple[str, float | None]] = {
@@ -50,22 +51,25 @@ class MomentumMemoryExperiment(Study):
         tol=None,
         method=None,
         settings={
-            "depths": "10,30,100,300,1000",
-            "batch": 512,
-            "dim": 64,
-            "hidden": 256,
-            "repeats": 3,
+            "depths": numbers("10,30,100,300,1000", whole(1, 1, WIDTH)),
+            "batch": whole(512),
+            "dim": whole(64, 1, WIDTH),
+            "hidden": whole(256, 1, WIDTH),
+            "repeats": whole(3, high=STEPS),
         },
     )
 
+    def work(self, config: RunConfig) -> int:
+        return math.prod(config.settings[name] for name in ("batch", "dim", "hidden"))
+
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
         settings = dict(config.settings)
-        depths = _depths(settings.pop("depths"))
+        depths = sorted({int(depth) for depth in settings.pop("depths").split(",")})
         repeats = settings.pop("repeats")
         settings |= {"seed": config.seed, "threads": torch.get_num_threads()}
         total = len(depths) * (len(WAYS) + 1)
         rows = []
-        with tqdm(total=total, unit="process", disable=None if progress else True) as bar:
+        with progress_bar(total, "measurement", shown=progress) as bar:
             for depth in depths:
                 bar.set_description(f"time, depth {depth}")
                 timed = in_fresh_process(times, depth=depth, repeats=repeats, **settings)
@@ -84,18 +88,6 @@ class MomentumMemoryExperiment(Study):
         folder.write("momentum-memory.png", lambda path: plotting.save(figure, path))
         text = markdown(results)
         folder.write("momentum-memory.md", lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _depths(text: str) -> list[int]:
-    try:
-        depths = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        depths = []
-    if not depths or depths[0] < 1:
-        raise InvalidArgumentError(
-            f"depths must be positive whole numbers with commas between them, got {text!r}"
-        )
-    return depths
 
 
 # ------------------------------------------------------------------------ in the fresh processes

@@ -20,6 +20,7 @@ from . import models
 from .base import Defaults, Study
 from .config import RunConfig
 from .folder import RunFolder
+from .settings import number
 
 N_TIMES = 401
 
@@ -117,7 +118,7 @@ class OptimizersExperiment(Study):
 
     name = "optimizers"
     summary = "Rosenbrock and Beale as flows (heavy-ball fig. 2, Nesterov fig. 1)"
-    defaults = Defaults(tol=1e-9, settings={"horizon_factor": 5.0})
+    defaults = Defaults(tol=1e-9, settings={"horizon_factor": number(5.0, 1.0, 1e3)})
 
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
         problems = [self._problem(problem, config) for problem in PROBLEMS]

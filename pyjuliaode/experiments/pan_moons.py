@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._install import install_command
+from ..errors import UnsupportedError
 from ..layer import NeuralODE
 from . import models
 from .base import Defaults, Training
 from .config import RunConfig
+from .settings import SEED, WIDTH, learning_rate, number, whole
 from .trainer import Task, right_choices
 
 SPAN = (0.0, 1.0)
@@ -58,14 +61,18 @@ class PanMoonsExperiment(Training):
         epochs=3,
         tol=1e-3,
         settings={
-            "lr": 1e-3,
-            "batch_size": 64,
-            "hidden": 64,
-            "points": 10_000,
-            "noise": 0.2,
-            "data_seed": 0,
+            "lr": learning_rate(1e-3),
+            "batch_size": whole(64),
+            "hidden": whole(64, 1, WIDTH),
+            "points": whole(10_000, 2),
+            "noise": number(0.2, 0.0, 1e3),
+            "data_seed": whole(0, 0, SEED),
         },
     )
+
+    def work(self, config: RunConfig) -> int:
+        settings = config.settings
+        return 2 * settings["hidden"] * min(settings["batch_size"], settings["points"])
 
     def task(self, config: RunConfig) -> Task:
         settings, seed = config.settings, config.settings["data_seed"]
@@ -91,8 +98,12 @@ class PanMoonsExperiment(Training):
 
 
 def _moons(points: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import make_moons
-
+    try:
+        from sklearn.datasets import make_moons
+    except ImportError as error:
+        raise UnsupportedError(
+            f"the moons come with scikit-learn: {install_command('experiments')}"
+        ) from error
     x, labels = make_moons(points, noise=noise, random_state=seed)
     return torch.from_numpy(x).float(), torch.from_numpy(labels)
 

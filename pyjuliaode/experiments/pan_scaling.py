@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import plotting
 from ..api import solve
 from ..errors import SolverError
+from ..progress import progress_bar
 from ..solver import Solver
 from .base import Defaults, Study
 from .config import RunConfig
 from .folder import RunFolder
+from .settings import WIDTH, number, whole
 
 METHODS = ("dopri5", "dopri8", "pan")
 BATCHES, WIDTHS = (1, 16, 256), (16, 128, 1024)
@@ -35,13 +36,23 @@ class PanScalingExperiment(Study):
 
     name = "pan-scaling"
     summary = "time of PAN and of Runge-Kutta methods at equal error, by batch and width"
-    defaults = Defaults(tol=1e-12, settings={"error": 1e-9, "gain": 3.0, "dim": 8})
+    defaults = Defaults(
+        tol=1e-12,
+        tols=(1e-13, 1e-4),
+        settings={
+            "error": number(1e-9, 1e-12, 1.0),
+            "gain": number(3.0, 0.0, 1e3, above=True),
+            "dim": whole(8, 1, WIDTH),
+        },
+    )
+
+    def work(self, config: RunConfig) -> int:
+        return max(BATCHES) * max(WIDTHS) * config.settings["dim"]
 
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
-        bar = tqdm(total=len(BATCHES) * len(WIDTHS) * len(METHODS), unit="point", disable=None)
-        bar.disable = bar.disable or not progress
+        total = len(BATCHES) * len(WIDTHS) * len(METHODS)
         rows = []
-        with bar, torch.no_grad():
+        with progress_bar(total, "point", shown=progress) as bar, torch.no_grad():
             for width in WIDTHS:
                 for batch in BATCHES:
                     func, y0 = self._problem(width, batch, config)

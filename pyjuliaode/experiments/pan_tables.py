@@ -5,20 +5,23 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import plotting
+from .._install import install_command
 from ..api import solve
-from ..errors import SolverError
+from ..errors import SolverError, UnsupportedError
+from ..progress import progress_bar
 from ..solver import Solver
 from .base import Defaults, Study
 from .config import RunConfig
 from .folder import RunFolder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SCIPY = ("RK45", "DOP853", "Radau", "BDF", "LSODA")
 OWN = ("dopri5", "tsit5", "dopri8", "pan")
@@ -36,7 +39,7 @@ class PanTable(Study):
     in 40-digit arithmetic.
     """
 
-    defaults = Defaults(tol=1e-12)
+    defaults = Defaults(tol=1e-12, tols=(1e-14, 1e-4))
     y0: tuple[float, ...]
     end: float
     fixed: tuple[Mapping[str, Any], ...]
@@ -52,13 +55,12 @@ class PanTable(Study):
 
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
         tolerances = [tol for tol in (10.0**-k for k in range(4, 15)) if tol >= 0.99 * config.tol]
-        wanted = torch.tensor(self.reference(), dtype=torch.float64)
         runs = [(name, tol, {}) for name in (*SCIPY, *OWN) for tol in tolerances]
         runs += [("pan", tol, options) for options in self.fixed for tol in tolerances]
-        bar = tqdm(total=len(runs), unit="solve", disable=None)
-        bar.disable = bar.disable or not progress
         rows = []
-        with bar:
+        with progress_bar(1 + len(runs), "solve", shown=progress, description="reference") as bar:
+            wanted = torch.tensor(self.reference(), dtype=torch.float64)
+            bar.update()
             for name, tol, options in runs:
                 bar.set_description(name)
                 rows.append(self._row(name, tol, options, wanted))
@@ -107,7 +109,10 @@ class PanTable(Study):
         return solution.y[-1], stats.sequential_forward, stats.nfe_forward
 
     def _scipy(self, name: str, tol: float, _: Mapping[str, Any]) -> tuple[Tensor, int, int]:
-        from scipy.integrate import solve_ivp
+        try:
+            from scipy.integrate import solve_ivp
+        except ImportError as error:
+            raise UnsupportedError(f"needs scipy: {install_command('experiments')}") from error
 
         def rhs(_: float, y: np.ndarray) -> np.ndarray:
             return self.field(None, torch.from_numpy(y)).numpy()

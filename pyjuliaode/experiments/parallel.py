@@ -5,12 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
-import torch
-from tqdm import tqdm
-
+from ..progress import EVERY, progress_bar
 from .runner import RUN_FAILURES, execute
 from .trainer import Callback, Trainer
 
@@ -37,24 +35,25 @@ def run(planned: Sequence[Planned], options: Mapping[str, Any], jobs: int, progr
     # not fork: a forked child must not use the threads of torch or Julia that its parent started
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    if options.get("threads") is None:
-        options = {**options, "threads": max(1, torch.get_num_threads() // jobs)}
     with ProcessPoolExecutor(jobs, context, _initialise, (stop,)) as pool:
         futures = [pool.submit(_execute, one, dict(options)) for one in planned]
         try:
-            _wait(futures, progress)
+            _wait(futures, jobs, progress)
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def _wait(futures: Sequence[Future[None]], progress: bool) -> None:
-    bar = tqdm(total=len(futures), unit="run", disable=None if progress else True)
-    with bar:
-        for future in as_completed(futures):
-            future.result()
-            bar.update()
+def _wait(futures: Sequence[Future[None]], jobs: int, progress: bool) -> None:
+    pending = set(futures)
+    with progress_bar(len(futures), "run", shown=progress, description=f"{jobs} jobs") as bar:
+        while pending:
+            # one run may take long: the bar is asked now and then
+            done, pending = wait(pending, EVERY, FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            bar.update(len(done))
 
 
 def _initialise(stop: Any) -> None:
@@ -68,7 +67,9 @@ def _execute(one: Planned, options: Mapping[str, Any]) -> None:
     if _stop is not None and _stop.is_set():
         return
     try:
-        execute(one.config, one.folder, progress=False, callbacks=[_StopOnRequest()], **options)
+        stop = _StopOnRequest()
+        threads = one.threads.number
+        execute(one.config, one.folder, threads, progress=False, callbacks=[stop], **options)
     except RUN_FAILURES as error:
         one.folder.note_failure(one.config.to_dict(), str(error))
     except KeyboardInterrupt:

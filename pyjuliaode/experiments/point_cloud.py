@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from .. import plotting
 from ..data import PointCloud, point_cloud
 from ..data.point_cloud import PROTOCOLS
-from ..errors import unknown_name
 from ..layer import NeuralODE
 from . import models
 from .base import Defaults, Training
 from .config import RunConfig
 from .folder import FIGURES, RunFolder
+from .settings import SEED, activation, choice, learning_rate, whole
 from .trainer import Callback, Task, Trainer
 
 N_TIMES = 22  # of the drawn paths
 N_FRAMES = 6
+_HIDDEN, _HIDDEN_SECOND_ORDER = {"node": 20, "anode": 20, "sonode": 13}, 14
 _XI = {"ghbnode": 2.0, "gnesterovnode": 0.5}  # of the papers' scripts, not learned
 
 
@@ -74,7 +75,7 @@ def initial_velocity(n: int, hidden: int) -> nn.Module:
 def network(config: RunConfig, span: tuple[float, float], with_time: bool) -> Network:
     """The papers' network for ``config.model``, with about 570 parameters for each."""
     name = config.model
-    hidden = {"node": 20, "anode": 20, "sonode": 13}.get(name, 14)
+    hidden = _HIDDEN.get(name, _HIDDEN_SECOND_ORDER)
     n = 3 if name == "anode" else 2
     field = Field(2 * n if name == "sonode" else n, n, hidden, with_time)
     choices: dict[str, Any] = {
@@ -158,14 +159,18 @@ class PointCloudExperiment(Training):
         epochs=300,
         tol=1e-5,
         settings={
-            "protocol": "heavy-ball",
-            "lr": 0.01,
-            "batch_size": 50,
-            "data_seed": 0,
-            "activation": "tanh",
-            "variant": "paper",
+            "protocol": choice(*PROTOCOLS),
+            "lr": learning_rate(0.01),
+            "batch_size": whole(50),
+            "data_seed": whole(0, 0, SEED),
+            "activation": activation("tanh"),
+            "variant": choice("paper", "published"),
         },
     )
+
+    def work(self, config: RunConfig) -> int:
+        batch = min(config.settings["batch_size"], 120)
+        return _HIDDEN.get(config.model, _HIDDEN_SECOND_ORDER) ** 2 * batch
 
     def task(self, config: RunConfig) -> Task:
         settings, second = config.settings, self._is_nesterov(config)
@@ -205,10 +210,7 @@ class PointCloudExperiment(Training):
 
     @staticmethod
     def _is_nesterov(config: RunConfig) -> bool:
-        protocol = config.settings["protocol"]
-        if protocol not in PROTOCOLS:
-            raise unknown_name("point cloud protocol", protocol, PROTOCOLS)
-        return protocol == "nesterov"
+        return config.settings["protocol"] == "nesterov"
 
     def _span(self, config: RunConfig) -> tuple[float, float]:
         late = self._is_nesterov(config) or config.model in models.NESTEROV

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import plotting
-from ..errors import InvalidArgumentError
 from ..momentum import MomentumNet
 from .base import Defaults
 from .config import RunConfig
-from .descent import require_positive
 from .folder import RunFolder
+from .settings import STEPS, WIDTH, choice, learning_rate, number, whole
 from .tied import MOMENTUM, TiedStudy, leaps, path
 
 SHOWN, N_GRID = 150, 121  # points of a ring in the figure, and of an axis of the regions
@@ -57,25 +56,22 @@ class Rings(TiedStudy):
         method=None,
         model="all",
         settings={
-            "rings": 4,
-            "points": 500,
-            "depth": 15,
-            "hidden": 16,
-            "gamma": 0.99,
-            "mode": "backprop",
-            "iterations": 3000,
-            "lr": 0.1,
-            "resnet_lr": 0.01,
-            "clip": 1.0,
+            "rings": whole(4, 2, 1000),
+            "points": whole(500),
+            "depth": whole(15, 1, WIDTH),
+            "hidden": whole(16, 1, WIDTH),
+            "gamma": number(0.99, 0.0, 1.0),
+            "mode": choice("backprop", "reversible"),
+            "iterations": whole(3000, high=STEPS),
+            "lr": learning_rate(0.1),
+            "resnet_lr": learning_rate(0.01),
+            "clip": number(1.0, 0.0, 1e6),
         },
     )
 
-    def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
-        require_positive(config, "points", "resnet_lr")
-        if config.settings["rings"] < 2:
-            given = config.settings["rings"]
-            raise InvalidArgumentError(f"setting 'rings' must be at least 2, got {given}")
-        return super().compute(config, progress)
+    def work(self, config: RunConfig) -> int:
+        settings = config.settings
+        return self.n * settings["hidden"] * settings["points"] * settings["rings"]
 
     def optimizer(self, net: MomentumNet, name: str, config: RunConfig) -> torch.optim.Optimizer:
         lr = config.settings["lr" if name == MOMENTUM else "resnet_lr"]

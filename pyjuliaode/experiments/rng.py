@@ -12,12 +12,9 @@ import torch
 
 
 @contextlib.contextmanager
-def reproducible(seed: int, threads: int | None = None) -> Iterator[None]:
-    """Seed torch within the block; the caller's generators and thread count come back after it."""
+def reproducible(seed: int) -> Iterator[None]:
+    """Seed torch within the block; the caller's generators come back after it."""
     before = capture()
-    old_threads = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
     torch.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
@@ -26,7 +23,6 @@ def reproducible(seed: int, threads: int | None = None) -> Iterator[None]:
         yield
     finally:
         restore(before)
-        torch.set_num_threads(old_threads)
 
 
 def capture() -> dict[str, Any]:

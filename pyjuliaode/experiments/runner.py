@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
+from .._install import install_command
 from ..errors import InvalidArgumentError, SolverError, UnsupportedError
+from ..progress import say
 from . import get
 from .config import RunConfig
 from .folder import RunFolder
 from .rng import reproducible
+from .threads import choose, using
 from .trainer import Callback, TrainingError
 
 # what ends one run of a comparison; any other error would end all of them alike
@@ -38,8 +41,9 @@ def run(
         resume: continue the run that lies there, if one does; without ``epochs``, up to the
             number of epochs that it was started with.
         overwrite: remove the run that lies there.
-        threads: of torch, within this run; default: as they are.
-        progress: show a progress bar (only where standard error is a terminal).
+        threads: of torch, within this run; default: one where the layers are small, else as many
+            as torch has now (see :mod:`.threads`).
+        progress: say on standard error how far it is, by a bar where that is a terminal.
         callbacks: hooks of the trainer.
         choices: model, seed, epochs, method, tol, adjoint, backend, device, settings: see
             :meth:`.base.Experiment.configure`.
@@ -52,16 +56,21 @@ def run(
             been written.
         KeyboardInterrupt: Ctrl-C; what was complete is on disk, and ``resume`` continues it.
     """
-    config = get(name).configure(**choices)
+    check_figures()
+    experiment = get(name)
+    config = experiment.configure(**choices)
     folder = RunFolder(config.default_folder if out is None else out)
     if resume and choices.get("epochs") is None:
         config = _with_stored_epochs(config, folder)
+    folder.check(config.to_dict(), resume=resume, overwrite=overwrite)
+    chosen = choose(experiment.work(config), folder, asked=threads, resume=resume)
+    say(chosen.line(), progress)
     return execute(
         config,
         folder,
+        chosen.number,
         resume=resume,
         overwrite=overwrite,
-        threads=threads,
         progress=progress,
         callbacks=callbacks,
     )
@@ -70,38 +79,41 @@ def run(
 def execute(
     config: RunConfig,
     folder: RunFolder,
+    threads: int,
     *,
     resume: bool = False,
     overwrite: bool = False,
-    threads: int | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Run ``config`` into ``folder``: see :func:`run`."""
-    _check_surroundings(config, threads)
     experiment = get(config.experiment)
     folder.open(config.to_dict(), resume=resume, overwrite=overwrite)
-    with reproducible(config.seed, threads):
-        return experiment.execute(config, folder, callbacks, progress)
-
-
-def _check_surroundings(config: RunConfig, threads: int | None) -> None:
-    """What would otherwise fail after an hour of training."""
-    if threads is not None and threads < 1:
-        raise InvalidArgumentError(f"threads must be at least 1, got {threads}")
     try:
-        device = torch.device(config.device)
-    except RuntimeError as error:
+        with reproducible(config.seed), using(threads):
+            return experiment.execute(config, folder, callbacks, progress)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
         raise InvalidArgumentError(
-            f"unknown device {config.device!r}: cpu, cuda, cuda:1"
+            f"{config.experiment} needs more memory than there is: choose smaller sizes "
+            f"({' '.join(str(error).split())})"
         ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidArgumentError("no CUDA device is visible to torch here: use --device cpu")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of Python, of a device, or of torch on the CPU, which has no class of its own for it."""
+    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def check_figures() -> None:
+    """Raise for what would otherwise fail after an hour of training."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UnsupportedError(
-            "the experiments draw with matplotlib: pip install 'pyjuliaode[experiments]'"
+            f"the experiments draw with matplotlib: {install_command('experiments')}"
         ) from error
 
 
@@ -117,9 +129,14 @@ def as_settings(pairs: Sequence[str]) -> Mapping[str, str]:
     """``["lr=0.01", ...]`` as a dict.
 
     Raises:
-        InvalidArgumentError: one has no equals sign.
+        InvalidArgumentError: one has no equals sign, or two have one name.
     """
-    wrong = [pair for pair in pairs if "=" not in pair]
-    if wrong:
-        raise InvalidArgumentError(f"--set takes NAME=VALUE, got {wrong[0]!r}")
-    return dict(pair.split("=", 1) for pair in pairs)
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidArgumentError(f"--set takes NAME=VALUE, got {pair!r}")
+        if name in settings:
+            raise InvalidArgumentError(f"--set gives {name!r} twice")
+        settings[name] = value
+    return settings

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import plotting
 from ..api import solve
 from ..data import Record, duffing, silverbox
-from ..errors import InvalidArgumentError, unknown_name
+from ..progress import progress_bar
 from ..solution import Retcode
 from . import models
 from .base import ALL, Defaults, Study
 from .config import RunConfig
 from .folder import RunFolder
+from .settings import choice, number, whole
 
 INPUTS = {"silverbox": silverbox, "duffing": duffing}
 T0, T1 = 1.0, 63.0
@@ -72,27 +72,21 @@ class SilverboxInit(Study):
         model=ALL,
         tol=1e-7,
         settings={
-            "input": "silverbox",
-            "inits": 30,
-            "ghbnode_bound": 5.0,
-            "gnesterovnode_bound": 0.25,
-            "variant": "paper",
+            "input": choice(*INPUTS),
+            "inits": whole(30),
+            "ghbnode_bound": number(5.0, 0.0, 1e6, above=True),
+            "gnesterovnode_bound": number(0.25, 0.0, 1e6, above=True),
+            "variant": choice("paper", "published"),
         },
     )
 
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
-        if config.settings["inits"] < 1:
-            raise InvalidArgumentError(f"inits must be positive, got {config.settings['inits']}")
         record = self._record(config)
         chosen = list(models.MODELS) if config.model == ALL else [config.model]
         times = torch.arange(T0, T1 + 1, dtype=torch.float64)
         summaries = {}
-        bar = tqdm(
-            total=len(chosen) * config.settings["inits"],
-            unit="run",
-            disable=None if progress else True,
-        )
-        with bar:
+        total = len(chosen) * config.settings["inits"]
+        with progress_bar(total, "run", shown=progress) as bar:
             for name in chosen:
                 bar.set_description(name)
                 norms = []
@@ -116,11 +110,9 @@ class SilverboxInit(Study):
     @staticmethod
     def _record(config: RunConfig) -> Record:
         """The first 1000 samples, minus the mean of the whole record, times 100."""
-        choice = config.settings["input"]
-        if choice not in INPUTS:
-            raise unknown_name("input", choice, INPUTS)
-        record = INPUTS[choice]()
-        scale = 100.0 if choice == "silverbox" else 1.0
+        name = config.settings["input"]
+        record = INPUTS[name]()
+        scale = 100.0 if name == "silverbox" else 1.0
         u, y = ((values - values.mean())[:1000] * scale for values in (record.u, record.y))
         return Record(record.name, u, y, record.sample_rate)
 

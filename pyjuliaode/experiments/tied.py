@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from ..momentum import MomentumNet
+from ..progress import Bar, progress_bar
 from .base import ALL, Study
 from .config import RunConfig
-from .descent import descend, require_positive
+from .descent import descend
 
 RESNET, INVERTIBLE, MOMENTUM = "resnet", "iresnet", "momentum"
 LIPSCHITZ = 0.99  # of f in the i-ResNet: with less than 1 every layer is a homeomorphism
@@ -38,8 +38,14 @@ class Field(nn.Module):
         f = self.outer(torch.tanh(self.inner(x)))
         if not self.contract:
             return f
-        norms = [torch.linalg.matrix_norm(map.weight, 2) for map in (self.inner, self.outer)]
-        return f / (norms[0] * norms[1] / LIPSCHITZ).clamp(min=1)
+        return f / (_norm(self.inner.weight) * _norm(self.outer.weight) / LIPSCHITZ).clamp(min=1)
+
+
+def _norm(weight: Tensor) -> Tensor:
+    """|W|; NaN where W is not finite, for which torch has an error."""
+    if not bool(weight.isfinite().all()):
+        return weight.new_tensor(math.nan)
+    return torch.linalg.matrix_norm(weight, 2)
 
 
 def network(name: str, n: int, config: RunConfig) -> MomentumNet:
@@ -106,14 +112,13 @@ class TiedStudy(Study):
         return 1.0
 
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
-        require_positive(config, "depth", "hidden", "iterations", "lr")
         names = self.models[1:] if config.model == ALL else (config.model,)
         total = len(names) * config.settings["iterations"]
-        with tqdm(total=total, unit="step", disable=None if progress else True) as bar:
+        with progress_bar(total, "step", shown=progress) as bar:
             found = {name: self._train(name, config, bar) for name in names}
         return {"models": found, "final": {name: one.pop("final") for name, one in found.items()}}
 
-    def _train(self, name: str, config: RunConfig, bar: tqdm) -> dict[str, Any]:
+    def _train(self, name: str, config: RunConfig, bar: Bar) -> dict[str, Any]:
         bar.set_description(name)
         torch.manual_seed(config.seed)
         net, settings = network(name, self.n, config), config.settings

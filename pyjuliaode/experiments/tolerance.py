@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import plotting
 from ..data import point_cloud
+from ..progress import progress_bar
 from . import models
 from .base import ALL, Defaults, Study
 from .config import RunConfig
 from .folder import RunFolder
 from .point_cloud import network
+from .settings import activation, choice, number
 
 SPAN = (1.0, 2.0)
 REFERENCE_FACTOR = 1e-2  # tolerance of the reference over the smallest one measured
@@ -36,16 +37,25 @@ class NFEvsTolerance(Study):
     summary = "NFE and errors of all models against the tolerance, on a fixed network"
     models = (ALL, *models.MODELS)
     defaults = Defaults(
-        model=ALL, tol=1e-9, settings={"gain": 2.0, "activation": "tanh", "variant": "paper"}
+        model=ALL,
+        tol=1e-9,
+        tols=(1e-12, 1e-2),
+        settings={
+            "gain": number(2.0, 0.0, 1e3, above=True),
+            "activation": activation("tanh"),
+            "variant": choice("paper", "published"),
+        },
     )
+
+    def work(self, config: RunConfig) -> int:
+        return 20**2 * 120  # of the widest field
 
     def compute(self, config: RunConfig, progress: bool) -> dict[str, Any]:
         chosen = list(models.MODELS) if config.model == ALL else [config.model]
         tolerances = [tol for tol in (10.0**-k for k in range(2, 15)) if tol >= 0.99 * config.tol]
         rows: list[dict[str, Any]] = []
-        bar = tqdm(total=len(chosen) * (len(tolerances) + 1), unit="solve", disable=None)
-        bar.disable = bar.disable or not progress
-        with bar:
+        total = len(chosen) * (len(tolerances) + 1)
+        with progress_bar(total, "solve", shown=progress) as bar:
             for name in chosen:
                 bar.set_description(name)
                 h, gradient, _ = self._solve(name, config.tol * REFERENCE_FACTOR, config)

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import InvalidArgumentError, PyJuliaODEError
+from ..progress import progress_bar
 from . import rng
 from .config import RunConfig, differences
 from .environment import describe
@@ -89,7 +89,7 @@ class Trainer:
         config: recorded, and compared with the checkpoint's on resuming.
         folder: already opened.
         callbacks: hooks, called in order.
-        progress: show a progress bar (only where standard error is a terminal).
+        progress: say on standard error how far it is.
     """
 
     def __init__(
@@ -168,13 +168,12 @@ class Trainer:
 
     def _epochs(self) -> None:
         planned = self.config.epochs
-        bar = tqdm(
-            total=planned,
+        bar = progress_bar(
+            planned,
+            "epoch",
+            shown=self.progress,
             initial=min(self.epoch, planned),
-            desc=self.config.model,
-            unit="epoch",
-            disable=None if self.progress else True,
-            dynamic_ncols=True,
+            description=f"{self.config.model}, seed {self.config.seed}",
         )
         with bar:
             while self.epoch < planned:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._install import install_command
 from ..errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def styled() -> Iterator[None]:
         import matplotlib
     except ImportError as error:
         raise UnsupportedError(
-            "figures need matplotlib: pip install 'pyjuliaode[experiments]'"
+            f"figures need matplotlib: {install_command('experiments')}"
         ) from error
     with matplotlib.rc_context(_RC):
         yield
