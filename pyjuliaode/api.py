@@ -73,7 +73,8 @@ def solve(
         state at any time between, for Runge-Kutta methods.
 
     Raises:
-        InvalidArgumentError, UnsupportedError, BackendUnavailableError, SolverError.
+        InvalidArgumentError, UnsupportedError, BackendUnavailableError: before anything is solved.
+        SolverError: the solve failed, and ``throw`` is True.
     """
     solver = Solver.of(solver)
     if solver.option("form") is not None:
@@ -148,7 +149,8 @@ def odeint(
         States at ``t``, shape (T, *y0.shape), or a tuple of such.
 
     Raises:
-        InvalidArgumentError, UnsupportedError, SolverError.
+        InvalidArgumentError, UnsupportedError: before anything is solved.
+        SolverError: the solve failed; it is an AssertionError too, as torchdiffeq's.
     """
     solver = _drop_in_solver(rtol, atol, method, options, backend)
     return _odeint(func, y0, t, solver, AdjointRequest(), event_fn, None)

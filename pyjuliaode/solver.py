@@ -74,8 +74,8 @@ class Solver:
 
         native: whether the Julia backend runs the field in Julia, without calls into Python:
             "auto" where the module is made of operations that it knows (linear maps, elementwise
-            functions, views; see README) and is small enough for that to pay, "always" (an error
-            says why not), "never".
+            functions, views, ...) and is small enough for that to pay, "always" (an error says why
+            not), "never".
 
     Raises:
         InvalidArgumentError: a value out of range, an unknown adjoint or mode.
