@@ -7,16 +7,17 @@ from importlib import metadata, util
 
 import torch
 
+from ._install import install_command
 from .api import backends, warmup
 from .backends.julia.environment import described
 from .errors import PyJuliaODEError
 
 _OPTIONAL = {
-    "scipy": "method='scipy_solver'; pip install 'pyjuliaode[experiments]'",
-    "matplotlib": "figures; pip install 'pyjuliaode[experiments]'",
-    "sklearn": "the digits experiment; pip install 'pyjuliaode[experiments]'",
-    "torchdiffeq": "comparison in `pyjuliaode bench`; pip install 'pyjuliaode[bench]'",
-    "juliacall": "the Julia backend; pip install 'pyjuliaode[julia]'",
+    "scipy": ("method='scipy_solver'", "experiments"),
+    "matplotlib": ("figures", "experiments"),
+    "sklearn": ("the digits experiment", "experiments"),
+    "torchdiffeq": ("comparison in `pyjuliaode bench`", "bench"),
+    "juliacall": ("the Julia backend", "julia"),
 }
 
 
@@ -41,9 +42,9 @@ def doctor(start: bool = False) -> str:
     if start:
         lines += ["", "Julia, started", *_started()]
     lines += ["", "optional packages"]
-    for module, use in _OPTIONAL.items():
-        found = util.find_spec(module) is not None
-        lines.append(f"  {module:<12} {'found' if found else 'not found: for ' + use}")
+    for module, (use, extra) in _OPTIONAL.items():
+        missing = f"not found: for {use}; {install_command(extra)}"
+        lines.append(f"  {module:<12} {missing if util.find_spec(module) is None else 'found'}")
     return "\n".join(lines)
 
 

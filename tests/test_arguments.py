@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -346,3 +347,11 @@ def test_empty_batches_are_solved_and_differentiated(method, options, adjoint):
         lambda t, y: node(t, y), y0, T, solver, params=tuple(LIN.parameters())
     ).y.sum().backward()
     assert y0.grad.shape == (0, 2)
+
+
+def test_scipy_s_methods_without_scipy_say_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.integrate", None)
+    with pytest.raises(
+        pjo.UnsupportedError, match=r"needs SciPy: pip install -c constraints.txt -e"
+    ):
+        pjo.solve(decay, torch.ones(1), [0.0, 1.0], "scipy_solver")

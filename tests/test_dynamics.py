@@ -632,6 +632,7 @@ def test_a_field_of_a_wrong_output_names_the_shapes():
         (lambda: GHBNODE(zero, activation="relu"), "unknown activation 'relu'"),
         (lambda: GHBNODE(zero, activation=3), "activation must be"),
         (lambda: GHBNODE(zero, activation="hardtanh(0)"), "bound"),
+        (lambda: GHBNODE(zero, activation="hardtanh(1.2.3)"), "unknown activation"),
         (lambda: ANODE(zero, augment=0), "augment"),
     ],
 )

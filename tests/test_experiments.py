@@ -485,7 +485,7 @@ def test_settings_are_read_from_text_and_have_defaults():
         ("m", "1;2", "numbers with commas between them, got '1;2'"),
         ("m", "1,0", "whole number from 1 to .*, got '0'"),
         ("f", "tan", "Did you mean 'tanh'"),
-        ("f", "hardtanh(1.2.3)", "unknown f"),
+        ("f", "hardtanh(1.2.3)", "unknown activation"),
         ("nn", 1, "unknown setting 'nn'. Did you mean 'n'"),
     ],
 )

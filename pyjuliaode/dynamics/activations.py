@@ -154,7 +154,7 @@ def _named(name: str, bound: float) -> Activation:
         return Tanh()
     if name == "identity":
         return Identity()
-    match = re.fullmatch(r"hardtanh(?:\(([\d.]+)\))?", name)
+    match = re.fullmatch(r"hardtanh(?:\((\d+\.?\d*|\.\d+)\))?", name)
     if match is None:
         raise unknown_name("activation", name, NAMES)
     return HardTanh(float(match[1]) if match[1] else bound)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from ..._install import install_command
 from .methods import julia_source
 
 SETUP = "run `pyjuliaode setup-julia` (it downloads Julia and its packages, once)"
@@ -73,7 +74,7 @@ def _missing(
 def without_juliacall() -> str | None:
     """Says where juliacall is not installed, or not in a version that was run."""
     if importlib.util.find_spec("juliacall") is None:
-        return f"juliacall is not installed: pip install 'pyjuliaode[julia]', then {SETUP}"
+        return f"juliacall is not installed: {install_command('julia')}, then {SETUP}"
     version = metadata.version("juliacall")
     low, high = TESTED["PythonCall"]
     if low <= numbers(version) < high:
@@ -111,7 +112,7 @@ def _missing_in_own_environment(exe: str, project: Path) -> str | None:
 def _missing_in_juliapkg() -> str | None:
     project = juliapkg_project()
     if project is None:
-        return f"juliapkg is not installed: pip install 'pyjuliaode[julia]', then {SETUP}"
+        return f"juliapkg is not installed: {install_command('julia')}, then {SETUP}"
     marker = project / MARKER
     if not marker.is_file():
         return f"Julia is not set up for pyjuliaode: {SETUP}"

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgumentError, unknown_name
+from ..._install import install_command
+from ...errors import InvalidArgumentError, UnsupportedError, unknown_name
 from ...rhs import RHS, Time
 from ...solution import Retcode, SolveStats
 from .control import StepFailure
@@ -45,6 +46,13 @@ class ScipyStream:
         atol: float | Tensor,
         options: Mapping[str, Any],
     ):
+        try:
+            from scipy.integrate import solve_ivp
+        except ImportError as error:
+            raise UnsupportedError(
+                f"method='scipy_solver' needs SciPy: {install_command('experiments')}"
+            ) from error
+        self.solve_ivp = solve_ivp
         if isinstance(rtol, Tensor):
             raise InvalidArgumentError("scipy_solver takes one number as rtol, got a tensor")
         self.rhs, self.stats, self.rtol = rhs, stats, rtol
@@ -59,14 +67,13 @@ class ScipyStream:
         self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None
     ) -> Iterator[ScipyStep]:
         """Yield the span from t0 to t1 as one step; ``f0`` is not used."""
-        from scipy.integrate import solve_ivp
 
         def fun(t: float, state: Any) -> Any:
             value = torch.as_tensor(state, device=y.device).to(y.dtype)
             with torch.no_grad():
                 return self.rhs(float(t), value).cpu().numpy()
 
-        sol = solve_ivp(
+        sol = self.solve_ivp(
             fun,
             (t0, t1),
             y.detach().cpu().numpy(),
