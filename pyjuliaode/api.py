@@ -314,8 +314,10 @@ def odeint_event(
     Returns ``(event_t, solution)``: a 0-d tensor, and the states at t0 and at the event, shape
     (2, *y0.shape); both differentiable, also with respect to parameters of ``event_fn``.
 
-    To go on from the event, start where event_fn is exactly zero or on the side where the motion
-    leads: the state that is returned lies within rounding of the root, on either side of it.
+    To go on from the event, start from the state that is returned: an element of event_fn that is
+    within rounding of zero there is on no side until it has left, so that the same event is not
+    found again. Work is bounded as in `solve`: an event that never comes is an error that says
+    which time was reached.
     """
     if not isinstance(t0, Tensor):
         t0 = torch.tensor(number("t0", t0, "be finite", math.isfinite), dtype=torch.float64)
