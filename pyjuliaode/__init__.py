@@ -1,6 +1,11 @@
 """Neural ODEs in PyTorch, solved and differentiated by PyTorch or by Julia's SciML."""
 
 from . import _eager as _eager
+from .adjoints import Backsolve as Backsolve
+from .adjoints import Direct as Direct
+from .adjoints import Gauss as Gauss
+from .adjoints import Interpolating as Interpolating
+from .adjoints import Quadrature as Quadrature
 from .api import backends as backends
 from .api import odeint as odeint
 from .api import odeint_adjoint as odeint_adjoint
@@ -46,15 +51,20 @@ __all__ = [
     "SONODE",
     "BackendError",
     "BackendUnavailableError",
+    "Backsolve",
     "CrossCheck",
+    "Direct",
     "DisagreementError",
     "GNesterovNODE",
+    "Gauss",
     "GradientWarning",
+    "Interpolating",
     "InvalidArgumentError",
     "MomentumNet",
     "NesterovNODE",
     "NeuralODE",
     "PyJuliaODEError",
+    "Quadrature",
     "Retcode",
     "SemiExplicitDAE",
     "Solution",

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import torch
+from torch.utils import _pytree as pytree
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -43,6 +44,7 @@ def opaque(reason: str) -> Callable[[Function], Function]:
     return decorate
 
 
+__all__ = ["opaque", "pytree", "traced"]
 _frames: Any = torch._C._dynamo.eval_frame
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ._torch import opaque
+from .adjoints import Adjoint, Continuous, adjoint_of
 from .arguments import keywords, number, shown
-from .backends import AdjointRequest, backend_for, choose, registered
+from .backends import backend_for, choose, registered
 from .errors import InvalidArgumentError, UnsupportedError, unknown_name
 from .event import solve_event, to_solution
 from .problem import Problem, State
@@ -50,10 +51,11 @@ def solve(
     solver: Solver | str | None = None,
     *,
     event_fn: Callable[[Tensor, State], Tensor] | None = None,
+    args: Sequence[Any] = (),
     params: Sequence[Tensor] | None = None,
     throw: bool = True,
 ) -> Solution:
-    """Solve dy/dt = func(t, y), y(t[0]) = y0.
+    """Solve dy/dt = func(t, y, *args), y(t[0]) = y0.
 
     Arguments:
         func: ``func(t, y) -> dy/dt``, a module (also a dynamics) or any callable. ``t`` is a 0-d
@@ -63,6 +65,9 @@ def solve(
         solver: :class:`Solver`, or the name of a method; default ``Solver()``.
         event_fn: ends the solve at the first sign change of any element of ``event_fn(t, y)``;
             the solution's last time is then that of the event, differentiable.
+        args: further arguments of ``func``: tensors, anything else, and lists, tuples and dicts of
+            such. Every tensor among them gets its gradient, by every adjoint and backend. This is
+            how to condition a field: a backward solve calls it with the same ones again.
         params: tensors for which a continuous adjoint computes gradients; default: those of
             ``func.parameters()`` that require one.
         throw: raise :class:`SolverError` where the solve fails (it carries the partial solution);
@@ -78,12 +83,11 @@ def solve(
     """
     solver = Solver.of(solver)
     if solver.option("form") is not None:
-        return _solve_as_dae(func, y0, t, solver, event_fn, params, throw)
-    problem = Problem.build(func, y0, t, params)
+        return _solve_as_dae(func, y0, t, solver, event_fn, args, params, throw)
+    problem = Problem.build(func, y0, t, params, args=args)
     if event_fn is not None:
-        return solve_event(problem, solver, AdjointRequest(), event_fn, throw)
-    request = AdjointRequest()
-    result = backend_for(problem, solver, request).solve(problem, solver, request)
+        return solve_event(problem, solver, event_fn, throw)
+    result = backend_for(problem, solver).solve(problem, solver)
     return to_solution(problem, result, throw)
 
 
@@ -93,6 +97,7 @@ def _solve_as_dae(
     t: Tensor | Sequence[float],
     solver: Solver,
     event_fn: Callable[[Tensor, State], Tensor] | None,
+    args: Sequence[Any],
     params: Sequence[Tensor] | None,
     throw: bool,
 ) -> Solution:
@@ -107,6 +112,8 @@ def _solve_as_dae(
         )
     if event_fn is not None:
         raise UnsupportedError("events of a mass-matrix form: solve func.as_dae() instead")
+    if args:
+        raise UnsupportedError("args of a mass-matrix form: solve it without options['form']")
     options = {k: v for k, v in (solver.options or {}).items() if k != "form"}
     dae = func.as_dae()
     start = t[0] if isinstance(t, Tensor) else float(t[0])
@@ -131,6 +138,7 @@ def odeint(
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[[Tensor, State], Tensor] | None = None,
     backend: str = "auto",
+    args: Sequence[Any] = (),
 ) -> Any:
     """torchdiffeq's odeint: solve dy/dt = func(t, y) and differentiate through the steps.
 
@@ -144,6 +152,7 @@ def odeint(
         event_fn: with it, t[1] only gives the direction and the result is
             ``(event_t, solution)`` with the states at t[0] and at the event.
         backend: "auto", "torch" or "julia".
+        args: further arguments of ``func``, which is called func(t, y, *args); see :func:`solve`.
 
     Returns:
         States at ``t``, shape (T, *y0.shape), or a tuple of such.
@@ -153,7 +162,7 @@ def odeint(
         SolverError: the solve failed; it is an AssertionError too, as torchdiffeq's.
     """
     solver = _drop_in_solver(rtol, atol, method, options, backend)
-    return _odeint(func, y0, t, solver, AdjointRequest(), event_fn, None)
+    return _odeint(func, y0, t, solver, event_fn, None, args)
 
 
 @opaque(NOT_TRACED)
@@ -174,6 +183,7 @@ def odeint_adjoint(
     adjoint_method: str | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Sequence[Tensor] | None = None,
+    args: Sequence[Any] = (),
 ) -> Any:
     """torchdiffeq's odeint_adjoint: gradients by a backward solve instead of a stored graph.
 
@@ -205,33 +215,37 @@ def odeint_adjoint(
         )
     if adjoint_options is not None and not isinstance(adjoint_options, Mapping):
         raise InvalidArgumentError(f"adjoint_options must be a dict, got {shown(adjoint_options)}")
-    extra = None if adjoint_options is None else dict(adjoint_options)
-    adjoint = None if extra is None else extra.pop("adjoint", None)
-    if adjoint is None:
-        adjoint = _default_adjoint(solver, extra)
-    solver = Solver(
-        solver.method,
-        solver.rtol,
-        solver.atol,
-        adjoint=adjoint,
-        backend=backend,
-        max_steps=solver.max_steps,
-        adjoint_rtol=adjoint_rtol,
-        adjoint_atol=adjoint_atol,
-        options=solver.options,
+    solver = replace(
+        solver,
+        adjoint=_adjoint_of(solver, adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options),
     )
-    request = AdjointRequest(adjoint_method, extra)
-    return _odeint(func, y0, t, solver, request, event_fn, adjoint_params)
+    return _odeint(func, y0, t, solver, event_fn, adjoint_params, args)
+
+
+def _adjoint_of(
+    solver: Solver, rtol: Any, atol: Any, method: str | None, options: Mapping[str, Any] | None
+) -> Adjoint:
+    """The adjoint that the arguments of odeint_adjoint name."""
+    options = dict(options or {})
+    spelling = options.pop("adjoint", None)
+    norm = options.pop("norm", None)
+    if spelling is None:
+        spelling = "backsolve" if callable(norm) else _default_adjoint(solver)
+    adjoint = adjoint_of(spelling, rtol, atol, solver.options)
+    if not isinstance(adjoint, Continuous):
+        return adjoint
+    said = {"method": method, "norm": norm, "options": options or None}
+    return replace(adjoint, **{name: value for name, value in said.items() if value is not None})
 
 
 _NO_DENSE = ("dopri8", "scipy_solver")
 
 
-def _default_adjoint(solver: Solver, options: Mapping[str, Any] | None) -> str:
-    if options is not None and callable(options.get("norm")):
-        return "backsolve"
-    adams = solver.method.endswith("_adams")
-    return "backsolve" if adams or solver.method in _NO_DENSE else "gauss"
+def _default_adjoint(solver: Solver) -> str:
+    """ "gauss" where the method has an interpolant of its order."""
+    if solver.method.endswith("_adams"):
+        return "gauss" if solver.option("max_order", 4) <= 4 else "backsolve"
+    return "backsolve" if solver.method in _NO_DENSE else "gauss"
 
 
 def _drop_in_solver(
@@ -277,15 +291,15 @@ def _odeint(
     y0: State,
     t: Tensor,
     solver: Solver,
-    adjoint: AdjointRequest,
     event_fn: Callable[[Tensor, State], Tensor] | None,
     params: Sequence[Tensor] | None,
+    args: Sequence[Any],
 ) -> Any:
     if event_fn is None:
-        problem = Problem.build(func, y0, t, params, single_time=True, drop_in=True)
-        result = backend_for(problem, solver, adjoint).solve(problem, solver, adjoint)
+        problem = Problem.build(func, y0, t, params, single_time=True, drop_in=True, args=args)
+        result = backend_for(problem, solver).solve(problem, solver)
         return to_solution(problem, result, throw=True).y
-    problem = Problem.build(func, y0, t, params, drop_in=True)
+    problem = Problem.build(func, y0, t, params, drop_in=True, args=args)
     if solver.option("max_num_steps") is None:
         solver = replace(solver, max_steps=_MOST_TO_EVENT)
     if len(problem.times) != 2:
@@ -293,7 +307,7 @@ def _odeint(
             f"with event_fn t must hold 2 times (start and direction), got {len(problem.times)}"
         )
     problem.times[1] = math.copysign(math.inf, problem.times[1] - problem.times[0])
-    solution = solve_event(problem, solver, adjoint, event_fn, throw=True)
+    solution = solve_event(problem, solver, event_fn, throw=True)
     dtype = t.dtype if isinstance(t, Tensor) else torch.float64
     return solution.event_t.to(dtype), solution.y
 
@@ -342,13 +356,14 @@ def odeint_dense(
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
     backend: str = "auto",
+    args: Sequence[Any] = (),
 ) -> Solution:
     """Solve from t0 to t1 and return a callable: ``dense(t)`` is the state at any time between."""
     options = {**(options or {}), "dense": True}
     solver = _drop_in_solver(rtol, atol, method, options, backend)
     span = [number(name, t, "be finite", math.isfinite) for name, t in (("t0", t0), ("t1", t1))]
     with torch.no_grad():
-        return solve(func, y0, span, solver)
+        return solve(func, y0, span, solver, args=args)
 
 
 def warmup(adjoint: str = "gauss", method: str = "tsit5") -> dict[str, float]:

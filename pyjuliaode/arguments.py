@@ -76,6 +76,19 @@ def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
     return int(number(name, value, wanted, lambda x: least <= x <= most and x == math.floor(x)))
 
 
+def check_tolerance(name: str, value: Any) -> None:
+    """A number, a tensor or array, or a tuple of such; all of them >= 0."""
+    refuse_gradient(name, value)
+    if isinstance(value, (tuple, list)):
+        for i, part in enumerate(value):
+            check_tolerance(f"{name}[{i}]", part)
+    elif isinstance(value, Tensor) and value.numel() != 1:
+        if value.is_complex() or not bool((value >= 0).all()):
+            raise InvalidArgumentError(f"{name} must be >= 0 in every element, got {value}")
+    elif not hasattr(value, "__array__") or as_float(value) is not None:
+        not_negative(name, value)
+
+
 def times(name: str, value: Any) -> tuple[float, ...]:
     """Finite times: a tensor, or any sequence of numbers; None is none."""
     if value is None:

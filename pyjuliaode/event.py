@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .backends import AdjointRequest, Result, backend_for
+from .backends import Result, backend_for
 from .backends.base import event_value
 from .errors import GradientWarning, InvalidArgumentError, UnsupportedError, solver_error, warn
 from .problem import Problem, State
-from .refusal import differentiable
+from .refusal import differentiable, transforms_active
 from .rhs import RHS
 from .solution import Solution
 from .solver import Solver
@@ -23,12 +23,11 @@ EventFn = Callable[[Tensor, State], Tensor]
 
 def to_solution(problem: Problem, result: Result, throw: bool) -> Solution:
     """The user's view of a backend's result; raises SolverError for a failed one if ``throw``."""
-    n = result.y.shape[0]
-    flat, t = result.y, problem.t if n == problem.t.numel() else problem.t[:n]
+    y = result.y
+    n = (y[0] if problem.structure.is_tuple else y).shape[0]
+    t = problem.t if n == problem.t.numel() else problem.t[:n]
     if problem.repeats is not None:
-        rows = [row for row in problem.repeats if row < n]
-        flat, t, n = flat[rows], t[rows], len(rows)
-    y = problem.structure.unpack(flat, (n,))
+        t, y = _repeated(problem, y, n)
     solution = Solution(
         t, y, result.stats, result.retcode, result.message, result.step_t, dense=result.dense
     )
@@ -37,9 +36,39 @@ def to_solution(problem: Problem, result: Result, throw: bool) -> Solution:
     return solution
 
 
-def solve_event(
-    problem: Problem, solver: Solver, adjoint: AdjointRequest, event_fn: EventFn, throw: bool
-) -> Solution:
+def _repeated(problem: Problem, y: State, n: int) -> tuple[Tensor, State]:
+    """Times as they were asked for, and the states there, of which ``n`` different ones are known.
+
+    Each of several equal times has its own gradient: dy(t) = f dt.
+    """
+    asked, all_rows = problem.repeats
+    rows = [row for row in all_rows if row < n]
+    t = asked[: len(rows)]
+    index = torch.tensor(rows, device=problem.y0.device)
+    if not problem.structure.is_tuple:
+        found = y[index]
+    else:
+        found = tuple(part[index] for part in y)
+    if not (transforms_active() or (t.requires_grad and torch.is_grad_enabled())):
+        return t, found
+    flat = problem.structure.packed(found if problem.structure.is_tuple else (found,))
+    rhs, moved, first = RHS(problem), [], 0
+    for i, y in enumerate(flat):
+        if i and rows[i] == rows[first]:
+            y = _later(rhs, t[first], y, (t[i] - t[first]).to(y.dtype))
+        else:
+            first = i
+        moved.append(y)
+    return t, problem.structure.unpack(torch.stack(moved), (len(rows),))
+
+
+def _later(rhs: RHS, t: Tensor, y: Tensor, by: Tensor, slope: Tensor | None = None) -> Tensor:
+    """The state a little later, right to second order in ``by``."""
+    half, slope = 0.5 * by, rhs(t, y) if slope is None else slope
+    return y + by * rhs(t + half, y + half * slope)
+
+
+def solve_event(problem: Problem, solver: Solver, event_fn: EventFn, throw: bool) -> Solution:
     """Solve up to the first event; without one within the times this is an ordinary solve.
 
     The gradients of the event's time and state are those of the implicit function theorem on
@@ -50,20 +79,19 @@ def solve_event(
         raise InvalidArgumentError(
             f"event_fn must be callable as event_fn(t, y), got {type(event_fn).__name__}"
         )
-    tracked = problem.y0.requires_grad or problem.t.requires_grad or bool(problem.params)
-    if problem.mass is not None and tracked and torch.is_grad_enabled():
+    if problem.mass is not None and problem.wants_gradient:
         raise UnsupportedError(
             "events of a system with a mass matrix have no gradient; solve under torch.no_grad()"
         )
-    backend = backend_for(problem, solver, adjoint, event_fn)
-    result = backend.solve(problem, solver, adjoint, event_fn)
+    result = backend_for(problem, solver, event_fn).solve(problem, solver, event_fn)
     if result.event is None:
         return to_solution(problem, result, throw)
     upto = problem.up_to(result.event.t)
     at = _Moving(problem, event_fn, result)
     event_t, last = at.located()
     result.stats.nfe_forward += at.rhs.nfe
-    result.y = torch.cat([result.y[:-1], last[None]])
+    rows = torch.cat([at.rows[:-1], last[None]])
+    result.y = problem.structure.unpack(rows, (rows.shape[0],))
     solution = to_solution(upto, result, throw)
     solution.t = torch.cat([upto.t[:-1], event_t[None].to(torch.float64)])
     solution.event_t = event_t
@@ -89,7 +117,9 @@ class _Moving:
     def __init__(self, problem: Problem, event_fn: EventFn, result: Result):
         self.rhs, self.unpack = RHS(problem), problem.structure.unpack
         self.event_fn, self.event = event_fn, result.event
-        self.t, self.y = self.rhs.time(result.event.t), result.y[-1]
+        structure = problem.structure
+        self.rows = structure.packed(result.y if structure.is_tuple else (result.y,))
+        self.t, self.y = self.rhs.time(result.event.t), self.rows[-1]
         # a graph of the steps can be differentiated again, an adjoint's gradient cannot
         self.graph = result.stats.adjoint == "direct" and result.stats.backend == "torch"
 
@@ -154,15 +184,10 @@ class _Moving:
         """One step of Newton's method from the time that was found, if it leads nearer to zero."""
         by = -at.value.detach() / at.rate.detach()
         if float(by) != 0.0 and bool(by.isfinite()):
-            y = self._later(at, by)
+            y = _later(self.rhs, at.t, at.y, by, at.slope)
             if float(self._value(self.t + by, y).abs()) < float(at.value.abs()):
                 return float(by), y
         return 0.0, self.y.detach()
-
-    def _later(self, at: _At, by: Tensor) -> Tensor:
-        """The state a little later, right to second order in ``by``."""
-        half = 0.5 * by
-        return at.y + by * self.rhs(at.t + half, at.y + half * at.slope)
 
     def _once(self, at: _At) -> tuple[Tensor, Tensor]:
         """dt = -dg / (∂g/∂t + ∂g/∂y f), and dy = f dt beside what the solve itself gives."""
@@ -177,11 +202,11 @@ class _Moving:
         """
         at = self._at(self.t, self.y, again=True)
         first = -at.value / at.rate
-        there = self._at(at.t + first, self._later(at, first), again=True)
+        there = self._at(at.t + first, _later(self.rhs, at.t, at.y, first, at.slope), again=True)
         if there is None or not _usable(there.rate):
             return None
         by = differentiable(first - there.value / there.rate, 2, _TWICE)
-        return by, self._later(at, by)
+        return by, _later(self.rhs, at.t, at.y, by, at.slope)
 
 
 def _usable(rate: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,12 +66,20 @@ class NeuralODE(nn.Module):
 
     @opaque(NOT_TRACED)
     def forward(
-        self, h0: Tensor, t: Tensor | Sequence[float] | None = None, dh0: Tensor | None = None
+        self,
+        h0: Tensor,
+        t: Tensor | Sequence[float] | None = None,
+        dh0: Tensor | None = None,
+        args: Sequence[Any] = (),
     ) -> Tensor:
-        """h0 (B, ...) -> h, at other times ``t`` or from an initial velocity ``dh0`` if given."""
+        """h0 (B, ...) -> h, at other times ``t`` or from an initial velocity ``dh0`` if given.
+
+        ``args`` are further arguments of the field, f(h, *args) or f(t, h, *args), with a gradient
+        to every tensor among them: conditions, controls, what a hyper-network made.
+        """
         times = self._times(t)
         state = self.dynamics.initial_state(_widened(h0), _widened(dh0), t0=times[0])
-        solution = solve(self.dynamics, state, times, self._solver())
+        solution = solve(self.dynamics, state, times, self._solver(), args=args)
         self.stats = solution.stats
         if len(times) == 2:
             found = self._readout(times[-1], solution.y[-1])

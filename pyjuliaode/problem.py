@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .args import Args
 from .arguments import shown
 from .errors import InvalidArgumentError
 from .signature import check_func
@@ -47,6 +48,16 @@ class Structure:
         else:
             parts = flat.split(self.sizes, dim=-1)
         return tuple(p.reshape(lead + s) for p, s in zip(parts, self.shapes, strict=True))
+
+    def copied(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The parts (T, *shape) of flat rows (T, N), each in memory of its own."""
+        parts = self.unpack(rows, (rows.shape[0],))
+        return tuple(part.clone() for part in (parts if self.is_tuple else (parts,)))
+
+    def packed(self, parts: Sequence[Tensor]) -> Tensor:
+        """Flat rows (T, N) of parts (T, *shape)."""
+        flat = [part.reshape(part.shape[0], -1) for part in parts]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
     def fit(self, out: State, like: Tensor, drop_in: bool) -> Callable[[State], State] | None:
         """What makes outputs such as ``out`` those of the state's dtype and shapes; None: they are.
@@ -128,8 +139,10 @@ class Problem:
         structure: how the flat state maps to the user's.
         explicit_params: the tensors that the user named for a continuous adjoint, or None.
         mass: diagonal (N,) of the mass matrix in mass * dy/dt = func(t, y), or None for ones.
-        repeats: where the user asked for times repeatedly, the row of each; else None.
+        repeats: where the user asked for times repeatedly, the times as asked for, and the row of
+            each; else None.
         second_order: the first half of y has the second half as its derivative.
+        args: further arguments of ``func``, which is called func(t, y, *args).
         drop_in: asked through torchdiffeq's functions, whose ways then hold: what a field may
             return, what a solve that fails raises, NaN of methods without error control.
     """
@@ -142,16 +155,33 @@ class Problem:
     explicit_params: tuple[Tensor, ...] | None = None
     mass: Tensor | None = None
     second_order: bool = False
-    repeats: tuple[int, ...] | None = None
+    repeats: tuple[Tensor, tuple[int, ...]] | None = None
     drop_in: bool = False
+    args: Args = field(default_factory=Args)
 
     @cached_property
     def params(self) -> tuple[Tensor, ...]:
-        """Tensors for which a continuous adjoint computes gradients."""
+        """The parameters: those of the module, or those that the user named; each once."""
         if self.explicit_params is not None:
             return self.explicit_params
         found = parameters_of(self.func) if isinstance(self.func, nn.Module) else ()
         return tuple(p for p in found if p.requires_grad)
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors but y0 and t that get a gradient: parameters, and those among ``args``."""
+        known = {id(p) for p in self.params}
+        return (*self.params, *(x for x in self.args.tensors if id(x) not in known))
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether a gradient is known to be wanted, where gradients are enabled."""
+        return torch.is_grad_enabled() and (self.wants_gradient_of_start or bool(self.tensors))
+
+    @property
+    def wants_gradient_of_start(self) -> bool:
+        """Whether y0 or the times require a gradient."""
+        return self.y0.requires_grad or self.t.requires_grad
 
     @property
     def time_dtype(self) -> torch.dtype:
@@ -179,6 +209,7 @@ class Problem:
         params: Sequence[Tensor] | None = None,
         single_time: bool = False,
         drop_in: bool = False,
+        args: Any = (),
     ) -> Problem:
         """Validate the user's arguments and bring them into the one form that backends take.
 
@@ -189,7 +220,8 @@ class Problem:
             raise InvalidArgumentError(
                 f"func must be callable as func(t, y), got {type(func).__name__}"
             )
-        check_func(func)
+        args = Args.of(args)
+        check_func(func, len(args.values))
         y0 = _check_state(y0, drop_in)
         # asked of the type: a module that lacks it searches its parameters and buffers at length
         kind = type(func)
@@ -207,7 +239,9 @@ class Problem:
         if hasattr(kind, "mass_of"):
             mass = _check_mass(func.mass_of(y0), structure, flat)
         second_order = hasattr(kind, "position_first") and func.position_first
-        return cls(func, flat, t, times, structure, named, mass, second_order, repeats, drop_in)
+        return cls(
+            *(func, flat, t, times, structure, named, mass, second_order, repeats, drop_in, args)
+        )
 
 
 def parameters_of(module: nn.Module) -> Iterator[Tensor]:
@@ -259,7 +293,8 @@ def _check_params(name: str, params: Sequence[Tensor]) -> tuple[Tensor, ...]:
             raise InvalidArgumentError(
                 f"{name} must hold tensors, got an element of type {type(p).__name__}"
             )
-    return tuple(p for p in params if p.requires_grad)
+    once = {id(p): p for p in params if p.requires_grad}
+    return tuple(once.values())
 
 
 def _check_state(y0: State, drop_in: bool) -> State:
@@ -352,14 +387,14 @@ def _check_times(
 
 def _without_repeats(
     t: Tensor, times: list[float]
-) -> tuple[Tensor, list[float], tuple[int, ...] | None]:
-    """Times without repetitions, and the row of every one asked for where there were any."""
+) -> tuple[Tensor, list[float], tuple[Tensor, tuple[int, ...]] | None]:
+    """Times without repetitions; where there were any, those asked for and the row of each."""
     first = [i == 0 or x != times[i - 1] for i, x in enumerate(times)]
     if all(first):
         return t, times, None
     kept = [i for i, new in enumerate(first) if new]
     rows = tuple(row - 1 for row in accumulate(first))
-    return t[kept], [times[i] for i in kept], rows
+    return t[kept], [times[i] for i in kept], (t, rows)
 
 
 def _check_monotone(times: list[float], single_time: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .errors import UnsupportedError
 
@@ -71,11 +72,21 @@ def once_only(
     return [None if g is None else next(guarded) for g in grads]
 
 
+def transforms_active() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def refuse_transforms(what: str, remedy: str | None = None) -> None:
-    """Raise where a torch.func transform is at work, which a gradient of our own cannot follow."""
-    if torch._C._are_functorch_transforms_active():
+    """Raise where a torch.func transform, or forward mode, is at work, which a gradient of our own
+    cannot follow.
+    """
+    if transforms_active():
         remedy = remedy or (
             "use adjoint='direct' with options={'checkpoint': False} (grad, jvp), or a batch "
             "dimension instead of vmap"
         )
-        raise UnsupportedError(f"torch.func transforms do not pass through {what}; {remedy}")
+        raise UnsupportedError(
+            f"torch.func transforms and forward-mode derivatives do not pass through {what}; "
+            f"{remedy}"
+        )

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import GradientWarning, InvalidArgumentError, UnsupportedError, add_note, warn
-from .graph import leaves, memory
+from .errors import InvalidArgumentError, add_note
 from .problem import Problem, State
 
 Time = float | Tensor
@@ -21,9 +20,16 @@ class RHS:
 
     Times may be Python floats, or 0-d tensors where they carry a gradient (or, for per-sample
     stepping, tensors that broadcast against the state). The user's exceptions pass untouched.
+
+    Attributes:
+        inputs: what products of parameters are taken of, or those of them that ``needs`` says: the
+            parameters themselves, and ``backward`` in place of the tensors among ``args`` leaves
+            of their values, which have no history.
     """
 
-    def __init__(self, problem: Problem):
+    def __init__(
+        self, problem: Problem, backward: bool = False, needs: Sequence[bool] | None = None
+    ):
         self.func = problem.func
         self._problem = problem
         self.structure = problem.structure
@@ -32,6 +38,17 @@ class RHS:
         self.chunk_size: int | None = None  # of the states of one call of ``batched``
         self.time_dtype = problem.time_dtype
         self.device = problem.y0.device
+        self._args, self._own = problem.args.values, problem.tensors
+        if backward and problem.args.places:
+            params = {id(p) for p in problem.params}
+            own = {
+                id(x): x if id(x) in params else x.detach().requires_grad_()
+                for x in problem.args.tensors
+            }
+            self._args = problem.args.with_tensors(tuple(own.values()))
+            self._own = tuple(own.get(id(x), x) for x in problem.tensors)
+        if needs is not None:
+            self._own = tuple(x for x, need in zip(self._own, needs, strict=True) if need)
         # a tensor state is unpacked by one view; None: a tuple, which its structure unpacks
         self._shape = None if problem.structure.is_tuple else problem.structure.shapes[0]
         self.nfe = 0
@@ -39,12 +56,13 @@ class RHS:
         self.n_vjp = 0
         self.n_jacobians = 0
         self.inspect: Callable[[Tensor, Tensor], None] | None = None
+        self._call = problem.func
         self._checked = False
         self._fit: Callable[[Any], Any] | None = None  # what makes its outputs fit the state
 
     @property
-    def params(self) -> tuple[Tensor, ...]:
-        return self._problem.params
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self._own
 
     def time(self, t: Time) -> Tensor:
         """The 0-d tensor handed to the user: in the real dtype of the state, on its device."""
@@ -55,14 +73,24 @@ class RHS:
     def value(self, t: Tensor, y: State) -> State:
         """The user's function on the user's state, uncounted; an error of its own gets a note."""
         try:
-            out = self.func(t, y)
+            out = self._call(t, y, *self._args)
         except Exception as error:
+            if self._call is self.func and _needs_gradients(error):
+                self._call = self._with_gradients
+                return self.value(t, y)
             add_note(error, f"(func was called with {_described(t, y)})")
             raise
         if not self._checked:
             self._fit = self.structure.fit(out, self._problem.y0, self._problem.drop_in)
             self._checked = True
         return out if self._fit is None else self._fit(out)
+
+    def _with_gradients(self, t: Tensor, y: State, *args: Any) -> State:
+        """A function that differentiates by its state within itself, of one that asks for it."""
+        graph = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            out = self.func(t, _asking(y, keep=graph), *args)
+        return out if graph else _detached(out)
 
     def __call__(self, t: Time, y: Tensor) -> Tensor:
         """Value: (N,) -> (N,)."""
@@ -159,18 +187,27 @@ class RHS:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             out = self.batched(t, y)
+            self._inspected(out, y)
 
         def products(cotangents: Tensor, params: bool = False) -> tuple[Tensor | None, ...]:
             self.n_vjp += len(y)
             self.alongside += len(y) - 1
-            inputs = self.params if params else (y,)
+            inputs = self.inputs if params else (y,)
             if not out.requires_grad or not inputs:
-                return tuple(None if params else torch.zeros_like(y) for _ in inputs)
-            return torch.autograd.grad(
-                out, inputs, cotangents, retain_graph=True, allow_unused=True
-            )
+                found: tuple[Tensor | None, ...] = (None,) * len(inputs)
+            else:
+                found = torch.autograd.grad(
+                    out, inputs, cotangents, retain_graph=True, allow_unused=True
+                )
+            return found if params else (torch.zeros_like(y) if found[0] is None else found[0],)
 
         return products
+
+    def _inspected(self, out: Tensor, y: Tensor) -> None:
+        """Show the graph from y to what it gave to whoever asked to see the next one."""
+        if self.inspect is not None:
+            self.inspect(out, y)
+            self.inspect = None
 
     def vjp(
         self, t: Time, y: Tensor, cotangent: Tensor, state: bool = True, params: bool = True
@@ -180,7 +217,7 @@ class RHS:
         ``state`` and ``params`` say which products are wanted; None stands for zero or not wanted.
         """
         self.n_vjp += 1
-        wanted = self.params if params else ()
+        wanted = self.inputs if params else ()
         shape = self._shape
         # a tensor state is viewed before its graph begins, which then has no views in it
         y = y.detach() if shape is None else y.detach().view(shape)
@@ -194,9 +231,7 @@ class RHS:
             value = out.detach().reshape(-1)
             if not out.requires_grad:
                 return value, None, (None,) * len(wanted)
-            if self.inspect is not None:
-                self.inspect(out, y)
-                self.inspect = None
+            self._inspected(out, y)
             inputs = (y, *wanted) if state else wanted
             if not inputs:
                 return value, None, ()
@@ -231,6 +266,24 @@ class RHS:
         return y.new_zeros(y.numel(), y.numel()) if found is None else found
 
 
+def _needs_gradients(error: Exception) -> bool:
+    """Whether autograd.grad was asked for a derivative by what does not require one."""
+    return isinstance(error, RuntimeError) and "require grad" in str(error)
+
+
+def _asking(y: State, keep: bool) -> State:
+    """A state that requires a gradient; as it is where it does, if ``keep``."""
+    if not isinstance(y, Tensor):
+        return tuple(_asking(part, keep) for part in y)
+    if y.is_inference():
+        y = y.clone()
+    return y if keep and y.requires_grad else y.detach().requires_grad_()
+
+
+def _detached(out: State) -> State:
+    return out.detach() if isinstance(out, Tensor) else tuple(x.detach() for x in out)
+
+
 def _described(t: Tensor, y: State) -> str:
     """The time and state of a call, for people."""
     parts = (y,) if isinstance(y, Tensor) else y
@@ -241,48 +294,6 @@ def _described(t: Tensor, y: State) -> str:
         time = "a tensor"
     where = "" if parts[0].device.type == "cpu" else f" on {parts[0].device}"
     return f"t = {time} ({t.dtype}) and y of shape {states}{where}"
-
-
-def unlisted_leaves(
-    problem: Problem, root: Tensor, origin: Tensor, *listed: Tensor
-) -> list[Tensor]:
-    """Leaves that require a gradient, on which ``root`` depends other than through ``origin``,
-    and which are neither ``listed`` nor among the problem's parameters: their gradient would be
-    lost.
-    """
-    known = {id(p) for p in (*problem.params, *listed, origin)}
-    return [
-        leaf
-        for leaf in leaves(root, origin, *problem.params)
-        if id(leaf) not in known and memory(leaf) != memory(origin)
-    ]
-
-
-def warn_of_lost_gradients(problem: Problem, root: Tensor, origin: Tensor) -> None:
-    """Warn of tensors that get no gradient where gradients go to a list of parameters."""
-    if problem.explicit_params is not None:
-        return
-    lost = [tuple(x.shape) for x in unlisted_leaves(problem, root, origin)]
-    if lost:
-        warn(
-            f"func depends on {len(lost)} tensor(s) that require a gradient but are not among its "
-            f"parameters (shapes {lost}): they get no gradient. Pass them as adjoint_params, "
-            "register them as parameters, or use adjoint='direct' with options={'checkpoint': "
-            "False}.",
-            GradientWarning,
-        )
-
-
-def refuse_lost_gradients(problem: Problem, root: Tensor, origin: Tensor, *listed: Tensor) -> None:
-    """Raise where tensors that were not known at the solve would get no gradient."""
-    if problem.explicit_params is not None or not root.requires_grad:
-        return
-    if lost := unlisted_leaves(problem, root, origin, *listed):
-        raise UnsupportedError(
-            f"func depends on {len(lost)} tensor(s) that require a gradient but are not among its "
-            f"parameters (shapes {[tuple(x.shape) for x in lost]}): they would get no gradient. "
-            "Pass them in params (adjoint_params), or use backend='torch' with adjoint='direct'"
-        )
 
 
 class PerFunction:

@@ -14,8 +14,8 @@ from .errors import InvalidArgumentError
 _TIMES = frozenset({"t", "time", "times", "ts", "tau", "timestep", "timesteps"})
 
 
-def check_func(func: Callable[..., Any]) -> None:
-    """Raise where ``func`` cannot be called as func(t, y), or was written as func(y, t).
+def check_func(func: Callable[..., Any], n_args: int = 0) -> None:
+    """Raise where ``func`` cannot be called as func(t, y, *args), or was written as func(y, t).
 
     Costs a microsecond: it reads names off the code. What has no code is left to the call.
     """
@@ -33,6 +33,11 @@ def check_func(func: Callable[..., Any]) -> None:
             f"func {takes}, and a solver calls func(t, y): for a field f(h) pass "
             "pyjuliaode.NODE(func), or write lambda t, y: func(y)"
         )
+    if len(names) < 2 + n_args and not more:
+        raise InvalidArgumentError(
+            f"func takes {len(names)} arguments ({', '.join(names)}), and with {n_args} args a "
+            "solver calls func(t, y, *args)"
+        )
     if len(names) > 1 and swapped(names):
         raise InvalidArgumentError(
             f"func is written as func({names[0]}, {names[1]}), and a solver calls func(t, y): let "
@@ -43,7 +48,12 @@ def check_func(func: Callable[..., Any]) -> None:
 def swapped(names: tuple[str, ...]) -> bool:
     """Whether the second of the parameters is called a time, and the first something else."""
     first, second = names[0], names[1]
-    return second in _TIMES and not (first.strip("_") in _TIMES or first.startswith("_"))
+    return second in _TIMES and not (is_time(first) or first.startswith("_"))
+
+
+def is_time(name: str) -> bool:
+    """Whether a parameter is called a time."""
+    return name.strip("_") in _TIMES
 
 
 def _positional(func: Callable[..., Any]) -> tuple[tuple[str, ...], bool] | None:

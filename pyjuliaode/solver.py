@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import Tensor
-
-from .arguments import as_float, keywords, not_negative, positive, refuse_gradient, shown, whole
+from .adjoints import Adjoint, adjoint_of
+from .arguments import check_tolerance, keywords, positive, shown, whole
 from .errors import InvalidArgumentError, unknown_name
 
-ADJOINTS = ("auto", "direct", "backsolve", "interpolating", "gauss", "quadrature")
 NATIVE = ("auto", "always", "never")
 # the options of all methods and backends, see Solver
 OPTIONS = frozenset(
@@ -25,6 +23,21 @@ OPTIONS = frozenset(
 )
 
 
+class Options(dict[str, Any]):
+    """The options of a Solver, which do not change: what was made of them would not."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise InvalidArgumentError(
+            "the options of a Solver do not change: make another one, dataclasses.replace(solver, "
+            "options={**solver.options, ...})"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Options, (dict(self),)
+
+
 @dataclass(frozen=True)
 class Solver:
     """A numerical method with its tolerances, adjoint and backend.
@@ -34,11 +47,12 @@ class Solver:
             the backend (:func:`pyjuliaode.backends`).
         rtol, atol: relative and absolute tolerance of adaptive methods (numbers, tensors of the
             state's shape, or tuples of these for a tuple state).
-        adjoint: how gradients are found: "auto", "direct" (discrete: exact gradient of the steps
-            that were taken), "backsolve", "interpolating", "gauss", "quadrature" (Julia). "auto"
-            is "direct"; in torch it keeps the autograd graph while that is small and replays the
-            accepted steps otherwise. In Julia "direct" always replays, and "auto" is "gauss" for
-            methods that are not explicit Runge-Kutta.
+        adjoint: how gradients are found: an object of :mod:`pyjuliaode.adjoints`, or its name:
+            "auto", "direct" (discrete: exact gradient of the steps that were taken), "gauss",
+            "interpolating", "backsolve", "quadrature" (Julia). "auto" is "direct"; in torch it
+            keeps the autograd graph while that is small and replays the accepted steps otherwise.
+            In Julia "direct" always replays, and "auto" is "gauss" for methods that are not
+            explicit Runge-Kutta.
         backend: "auto", "torch" or "julia". "auto" is Julia where its environment is ready and
             the problem is one that Julia takes, else torch; the environment variable
             PYJULIAODE_BACKEND names another meaning.
@@ -84,7 +98,7 @@ class Solver:
     method: str = "tsit5"
     rtol: Any = 1e-6
     atol: Any = 1e-6
-    adjoint: str = "auto"
+    adjoint: str | Adjoint = "auto"
     backend: str = "auto"
     dt: float | None = None
     max_steps: int = 10_000
@@ -94,8 +108,6 @@ class Solver:
     native: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.adjoint not in ADJOINTS:
-            raise unknown_name("adjoint", self.adjoint, ADJOINTS)
         if self.native not in NATIVE:
             raise unknown_name("native", self.native, NATIVE)
         if not isinstance(self.method, str):
@@ -103,7 +115,7 @@ class Solver:
         for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
             value = getattr(self, name)
             if value is not None or not name.startswith("adjoint"):
-                _check_tolerance(name, value)
+                check_tolerance(name, value)
         if self.dt is not None:
             positive("dt", self.dt)
         whole("max_steps", self.max_steps, 1)
@@ -111,6 +123,14 @@ class Solver:
             raise InvalidArgumentError(
                 f"options must be a dict of names to values, got {shown(self.options)}"
             )
+        if self.options is not None and not isinstance(self.options, Options):
+            object.__setattr__(self, "options", Options(self.options))
+        _ = self.gradient  # which raises for what is no adjoint
+
+    @property
+    def gradient(self) -> Adjoint:
+        """The adjoint, with what the other fields and the options say of it."""
+        return adjoint_of(self.adjoint, self.adjoint_rtol, self.adjoint_atol, self.options)
 
     @classmethod
     def of(cls, value: Solver | str | None) -> Solver:
@@ -131,19 +151,6 @@ class Solver:
     def option(self, name: str, default: Any = None) -> Any:
         """The option ``name``, or ``default`` where it was not given."""
         return default if self.options is None else self.options.get(name, default)
-
-
-def _check_tolerance(name: str, value: Any) -> None:
-    """A number, a tensor or array, or a tuple of such; all of them >= 0."""
-    refuse_gradient(name, value)
-    if isinstance(value, (tuple, list)):
-        for i, part in enumerate(value):
-            _check_tolerance(f"{name}[{i}]", part)
-    elif isinstance(value, Tensor) and value.numel() != 1:
-        if value.is_complex() or not bool((value >= 0).all()):
-            raise InvalidArgumentError(f"{name} must be >= 0 in every element, got {value}")
-    elif not hasattr(value, "__array__") or as_float(value) is not None:
-        not_negative(name, value)
 
 
 _FIELDS = frozenset(field.name for field in fields(Solver))

@@ -205,14 +205,14 @@ def test_kinks_are_noticed_and_the_bound_is_said():
 
 
 def test_a_backend_with_a_wrong_field_is_named_with_the_time(wrong):
-    def solve(self, problem, solver, adjoint, event_fn=None):
+    def solve(self, problem, solver, event_fn=None):
         right = problem.func
 
         def func(t, y):
             return right(t, y) + 0.1 * (t > 0.5)
 
         problem = replace(problem, func=func, explicit_params=problem.params)
-        return TorchBackend().solve(problem, solver, adjoint, event_fn)
+        return TorchBackend().solve(problem, solver, event_fn)
 
     wrong(solve)
     check = pjo.crosscheck(Field(), start(3, 2), TIMES, **{**ALONE, "against": ["torch", "wrong"]})
@@ -235,8 +235,8 @@ def test_a_backend_with_a_wrong_field_is_named_with_the_time(wrong):
 
 
 def test_a_backend_with_a_wrong_gradient_is_named(wrong):
-    def solve(self, problem, solver, adjoint, event_fn=None):
-        found = TorchBackend().solve(problem, solver, adjoint, event_fn)
+    def solve(self, problem, solver, event_fn=None):
+        found = TorchBackend().solve(problem, solver, event_fn)
         found.y.register_hook(lambda g: 1.01 * g)
         return found
 
@@ -248,8 +248,8 @@ def test_a_backend_with_a_wrong_gradient_is_named(wrong):
 
 
 def test_a_state_that_is_not_a_number_disagrees(wrong):
-    def solve(self, problem, solver, adjoint, event_fn=None):
-        found = TorchBackend().solve(problem, solver, adjoint, event_fn)
+    def solve(self, problem, solver, event_fn=None):
+        found = TorchBackend().solve(problem, solver, event_fn)
         found.y = torch.where(torch.arange(len(found.y))[:, None] == 4, math.nan, found.y)
         return found
 
@@ -261,7 +261,7 @@ def test_a_state_that_is_not_a_number_disagrees(wrong):
 
 
 def test_an_error_of_one_competitor_is_its_row_and_a_disagreement(wrong):
-    def solve(self, problem, solver, adjoint, event_fn=None):
+    def solve(self, problem, solver, event_fn=None):
         raise RuntimeError("the engine broke")
 
     wrong(solve)
@@ -525,9 +525,9 @@ def test_the_command_prints_the_table_and_writes_the_files(tmp_path):
 
 
 def test_a_disagreement_is_status_1_with_the_pair_and_the_time(tmp_path, wrong):
-    def solve(self, problem, solver, adjoint, event_fn=None):
+    def solve(self, problem, solver, event_fn=None):
         problem = replace(problem, y0=problem.y0 + 0.1)
-        return TorchBackend().solve(problem, solver, adjoint, event_fn)
+        return TorchBackend().solve(problem, solver, event_fn)
 
     wrong(solve)
     done = invoke(*QUICK, "--against", "wrong", "--out", tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchdiffeq
@@ -114,11 +116,11 @@ def test_auto_replays_when_the_graph_outgrows_its_memory():
     t = torch.tensor([0.0, 1.0], dtype=F64)
     small = pjo.solve(field, y0, t, pjo.Solver("dopri5", 1e-8, 1e-8))
     tight = pjo.Solver("dopri5", 1e-8, 1e-8, options={"graph_memory": 2_000})
-    large = pjo.solve(field, y0, t, tight)
-    again = pjo.solve(field, y0, t, tight)
+    large = pjo.solve(copy.deepcopy(field), y0, t, tight)
+    again = pjo.solve(field, y0, t, tight)  # what the first solve took is known
     assert small.stats.adjoint == "direct"
     assert large.stats.adjoint == again.stats.adjoint == "direct (replay)"
-    assert again.stats.nfe_forward < large.stats.nfe_forward  # remembered: no second attempt
+    assert again.stats.nfe_forward < large.stats.nfe_forward  # no second attempt
     torch.testing.assert_close(small.y, large.y, rtol=0, atol=1e-12)
 
 
@@ -301,7 +303,10 @@ def test_backward_statistics_are_filled_in():
         assert s.stats.nfe_backward > 0
         if adjoint in ("direct", "replay"):  # one product for each stage of the accepted steps
             expected = 6 * s.stats.n_accepted
-            assert expected <= s.stats.nfe_backward <= expected + 1
+            looks = (
+                1 if adjoint == "direct" else 2
+            )  # whether the field is what it was, at both ends
+            assert expected <= s.stats.nfe_backward <= expected + looks
 
 
 @pytest.mark.parametrize("adjoint", ["replay", "gauss", "interpolating", "backsolve"])

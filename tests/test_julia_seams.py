@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from problems import F64, Field, models
 from torch import nn
 
 import pyjuliaode as pjo
-from pyjuliaode.backends import AdjointRequest, registered
+from pyjuliaode import adjoints
+from pyjuliaode.backends import registered
 from pyjuliaode.backends.julia import backend as julia_backend
 from pyjuliaode.backends.julia import environment
 from pyjuliaode.backends.julia import setup as julia_setup
@@ -29,13 +31,11 @@ def problem(func=None, y0=None, t=(0.0, 1.0)) -> Problem:
 
 
 def plan(method="dopri5", **kwargs) -> Plan:
-    options, request = kwargs.pop("options", None), kwargs.pop("request", AdjointRequest())
-    solver = pjo.Solver(method, backend="julia", options=options, **kwargs)
-    return Plan.build(problem(), solver, request)
+    return Plan.build(problem(), pjo.Solver(method, backend="julia", **kwargs))
 
 
 def refusal(of: Problem, solver: pjo.Solver | None = None, **kwargs) -> str | None:
-    return JULIA.refuses(of, solver or pjo.Solver(backend="julia", **kwargs), AdjointRequest())
+    return JULIA.refuses(of, solver or pjo.Solver(backend="julia", **kwargs))
 
 
 # ------------------------------------------------------------------------------------- methods
@@ -100,11 +100,10 @@ def test_the_adjoint_s_method_is_tsit5_where_the_forward_one_does_not_serve():
 
 
 def test_adjoints_that_a_method_cannot_have_are_refused():
-    request = AdjointRequest(method="FBDF")
     with pytest.raises(pjo.UnsupportedError, match="nodes"):
-        plan("Rodas5P", adjoint="gauss", request=request)
+        plan("Rodas5P", adjoint=adjoints.Gauss(method="FBDF"))
     with pytest.raises(pjo.UnsupportedError, match="error estimate"):
-        plan("tsit5", adjoint="gauss", request=AdjointRequest(method="euler"))
+        plan("tsit5", adjoint=adjoints.Gauss(method="euler"))
     with pytest.raises(pjo.UnsupportedError, match="interpolant of its order"):
         plan("Feagin10", adjoint="gauss")
     with pytest.raises(pjo.UnsupportedError, match="its own choice"):
@@ -146,10 +145,9 @@ def test_options_are_understood_refused_or_warned_of():
 def test_plans_are_remembered_by_value():
     options = {"max_step": 0.5}
     solver = pjo.Solver("tsit5", backend="julia", options=options)
-    first = JULIA._plan(problem(), solver, AdjointRequest())
-    assert JULIA._plan(problem(), pjo.Solver(**vars(solver)), AdjointRequest()) is first
-    options["max_step"] = 0.25
-    assert JULIA._plan(problem(), solver, AdjointRequest()).dtmax == 0.25
+    first = JULIA._plan(problem(), solver)
+    assert JULIA._plan(problem(), pjo.Solver(**vars(solver))) is first
+    assert JULIA._plan(problem(), replace(solver, options={"max_step": 0.25})).dtmax == 0.25
 
 
 def test_what_the_backend_refuses_it_refuses_by_name():

@@ -199,7 +199,8 @@ def test_no_reference_cycle_keeps_solutions_alive():
 def test_the_host_waits_for_the_device_at_most_once_in_a_step(adjoint):
     """Counts reads of a tensor's value on the host: one a step, and four to choose the first.
 
-    Backward: one a step of the adjoint's own, and one for the size of the gradient.
+    Backward: one a step of the adjoint's own, and three: the size of the gradient in two norms, and
+    whether the field is what it was.
     """
     reads = 0
 
@@ -222,7 +223,7 @@ def test_the_host_waits_for_the_device_at_most_once_in_a_step(adjoint):
         reads = 0
         s.y[-1].square().sum().backward()
     steps_back = {"direct": 0, "replay": 0}.get(adjoint, s.stats.nfe_backward // 6)
-    assert reads <= steps_back + 4
+    assert reads <= steps_back + 6
 
 
 def test_per_sample_gradients_are_finite_in_float32():

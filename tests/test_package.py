@@ -61,6 +61,7 @@ odeint odeint_adjoint odeint_event odeint_dense
 solve Solver Solution SolveStats Retcode NeuralODE
 NODE ANODE SONODE HBNODE GHBNODE NesterovNODE GNesterovNODE
 MomentumNet to_momentum from_momentum
+Direct Gauss Interpolating Backsolve Quadrature
 SemiExplicitDAE
 backends doctor warmup
 crosscheck CrossCheck DisagreementError

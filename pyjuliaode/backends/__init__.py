@@ -1,7 +1,6 @@
 """Backends: what executes a solve."""
 
 from .base import (
-    AdjointRequest,
     Backend,
     Capabilities,
     Event,
@@ -18,7 +17,6 @@ register(TorchBackend())
 register(JuliaBackend())
 
 __all__ = [
-    "AdjointRequest",
     "Backend",
     "Capabilities",
     "Event",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendUnavailableError, InvalidArgumentError, unknown_name
-from ..problem import Problem
+from ..problem import Problem, State
 from ..solution import Retcode, SolveStats
 from ..solver import Solver
 
@@ -26,14 +26,6 @@ class Capabilities:
     dtypes: tuple[str, ...]
     structures: tuple[str, ...] = ("ode",)
     events: bool = False
-
-
-@dataclass(frozen=True)
-class AdjointRequest:
-    """Settings of the backward solve that a :class:`Solver` does not carry (odeint_adjoint)."""
-
-    method: str | None = None
-    options: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -57,12 +49,12 @@ class Result:
     """What a backend returns for a problem.
 
     Attributes:
-        y: flat states (T', N) at the requested times that were reached, in autograd; and, last, at
-            the time of the event where one ended the solve.
+        y: states (T', *shape) at the requested times that were reached, in the user's structure and
+            in autograd; and, last, at the time of the event where one ended the solve.
         event: what ended it, or None.
     """
 
-    y: Tensor
+    y: State
     stats: SolveStats
     retcode: Retcode = Retcode.SUCCESS
     message: str = ""
@@ -94,7 +86,6 @@ class Backend(Protocol):
         self,
         problem: Problem,
         solver: Solver,
-        adjoint: AdjointRequest,
         event_fn: Callable[..., Tensor] | None = None,
     ) -> str | None:
         """Why this problem cannot be solved here, or None. Starts nothing."""
@@ -103,7 +94,6 @@ class Backend(Protocol):
         self,
         problem: Problem,
         solver: Solver,
-        adjoint: AdjointRequest,
         event_fn: Callable[..., Tensor] | None = None,
     ) -> Result:
         """Solve; with ``event_fn`` up to its first event, if there is one within the times."""
@@ -149,7 +139,6 @@ def choose(name: str) -> Backend:
 def backend_for(
     problem: Problem,
     solver: Solver,
-    adjoint: AdjointRequest,
     event_fn: Callable[..., Tensor] | None = None,
 ) -> Backend:
     """The backend that solves a problem: the solver's; for "auto" torch where Julia refuses it, or
@@ -167,7 +156,7 @@ def backend_for(
     if solver.option("compile") and in_torch:
         return torch
     if backend is julia and julia is not None:
-        refused = julia.refuses(problem, solver, adjoint, event_fn)
+        refused = julia.refuses(problem, solver, event_fn)
         if refused is None or not in_torch:
             return julia  # which says itself why it refuses
         return torch

@@ -94,6 +94,16 @@ class Step:
         return restep(self._stepper, self.t0, self.y0, t)
 
     @property
+    def first(self) -> Tensor:
+        """The slope that it began with."""
+        return self._stepper.k[0]
+
+    @property
+    def last(self) -> Tensor | None:
+        """The slope at its end, where that was evaluated."""
+        return self._stepper.next_slope()
+
+    @property
     def start(self) -> Time:
         """t0, with its gradient where it carries one."""
         return self._stepper.clock.get(self.t0, self.t0)

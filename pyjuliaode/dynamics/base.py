@@ -43,7 +43,8 @@ class Dynamics(nn.Module):
 
     Arguments:
         field: the network, an nn.Module or callable, f(h) or f(t, h). Which of the two is read
-            once from its signature: two required positional arguments are (t, h).
+            once from its signature: two required positional arguments are (t, h), and of three or
+            more the first is t if it is called so. The ``args`` of a solve follow behind.
         time_dependent: True for f(t, h), False for f(h); overrides the signature.
 
     Raises:
@@ -71,10 +72,10 @@ class Dynamics(nn.Module):
         """How many components of the shape of h the state stacks."""
         return self.K
 
-    def evaluate(self, t: Tensor, h: Tensor, like: Tensor | None = None) -> Tensor:
-        """The field at (t, h), of the shape of ``like`` (default: of h)."""
+    def evaluate(self, t: Tensor, h: Tensor, *args: Any, like: Tensor | None = None) -> Tensor:
+        """The field at (t, h, *args), of the shape of ``like`` (default: of h)."""
         try:
-            out = self.field(t, h) if self.time_dependent else self.field(h)
+            out = self.field(t, h, *args) if self.time_dependent else self.field(h, *args)
         except Exception as error:
             name, time = type(self).__name__, "t and " if self.time_dependent else ""
             shown = f"an input of shape {tuple(h.shape)} {h.dtype}"
@@ -98,8 +99,8 @@ class Dynamics(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, t: Tensor, state: Tensor) -> Tensor:
-        """d(state)/dt, of the shape of ``state``."""
+    def forward(self, t: Tensor, state: Tensor, *args: Any) -> Tensor:
+        """d(state)/dt, of the shape of ``state``; ``args`` go to the field."""
         raise NotImplementedError
 
     def check_state(self, y0: object) -> None:
@@ -130,11 +131,11 @@ class Dynamics(nn.Module):
         """The hidden feature h at one time."""
         return state[0]
 
-    def velocity(self, t: Time, state: Tensor) -> Tensor:
+    def velocity(self, t: Time, state: Tensor, *args: Any) -> Tensor:
         """dh/dt at one time; where the state does not hold it, one evaluation of the field."""
         # The field sees times as a solver gives them: in the state's dtype, on its device.
         t = as_time(t).to(dtype=state.dtype.to_real(), device=state.device)
-        return self(t, state)[0]
+        return self(t, state, *args)[0]
 
 
 def as_time(t: Time) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
-from ..signature import swapped
+from ..signature import is_time, swapped
 
 Field = Callable[..., Tensor]  # f(h) or f(t, h): an nn.Module or any callable
 
@@ -36,6 +36,8 @@ def takes_time(field: Field) -> bool:
                 f"the field is written as f({', '.join(required)}), and is called as f(t, h): let "
                 "it take the time first, or pass lambda t, h: field(h, t)"
             )
+        return True
+    if len(required) > 2 and is_time(required[0]):
         return True
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if not variadic and (len(required) == 1 or (not required and len(positional) == 1)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,10 +40,10 @@ class NODE(Dynamics):
         if not isinstance(y0, Tensor) or type(self).initial_state is not NODE.initial_state:
             super().check_state(y0)
 
-    def forward(self, t: Tensor, state: Tensor) -> Tensor:
+    def forward(self, t: Tensor, state: Tensor, *args: Any) -> Tensor:
         if state.ndim == 0 or state.shape[0] != 1:
-            return self.evaluate(t, state)
-        return self.evaluate(t, state[0]).unsqueeze(0)
+            return self.evaluate(t, state, *args)
+        return self.evaluate(t, state[0], *args).unsqueeze(0)
 
     def extra_repr(self) -> str:
         return f"time_dependent={self.time_dependent}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,19 +132,19 @@ class GNesterovNODE(SecondOrderDynamics):
         speed = (rest if velocity is None else velocity + rest) / kappa
         return torch.stack((x0, self.activation_velocity.inverse(speed)))
 
-    def forward(self, t: Tensor, state: Tensor) -> Tensor:
+    def forward(self, t: Tensor, state: Tensor, *args: Any) -> Tensor:
         first, second = state.unbind(0)
         if self.variant == "published":
             h, m = first, published.momentum(t, first, second, self.r)
         else:
             h, m = self._kappa(t) * first, second
-        return torch.stack(self.constrained_slope(t, first, m, h))
+        return torch.stack(self.constrained_slope(t, first, m, h, *args))
 
     def constrained_slope(
-        self, t: Tensor, x: Tensor, m: Tensor, h: Tensor
+        self, t: Tensor, x: Tensor, m: Tensor, h: Tensor, *args: Any
     ) -> tuple[Tensor, Tensor]:
         """(x', m') of eq. 15 with the field evaluated at h."""
-        f = self.activation_field(self.evaluate(t, h))
+        f = self.activation_field(self.evaluate(t, h, *args))
         force = torch.sub(f if self.sign > 0 else -f, m)
         return self.activation_velocity(m), minus_scaled(force, self.pull(), h)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -43,10 +45,10 @@ class SONODE(SecondOrderDynamics):
 
     position_first = True  # h' is the second component: what Nyström methods need
 
-    def forward(self, t: Tensor, state: Tensor) -> Tensor:
+    def forward(self, t: Tensor, state: Tensor, *args: Any) -> Tensor:
         h, v = state.unbind(0)
         both = torch.cat((h, v), feature_dim(h, self.dim))
-        return torch.stack((v, self.evaluate(t, both, like=h)))
+        return torch.stack((v, self.evaluate(t, both, *args, like=h)))
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, {super().extra_repr()}"
@@ -100,9 +102,9 @@ class HBNODE(SecondOrderDynamics):
         """The damping γ, a 0-d tensor."""
         return as_tensor(self.damping())
 
-    def forward(self, t: Tensor, state: Tensor) -> Tensor:
+    def forward(self, t: Tensor, state: Tensor, *args: Any) -> Tensor:
         h, m = state.unbind(0)
-        return torch.stack((m, minus_scaled(self.evaluate(t, h), self.damping(), m)))
+        return torch.stack((m, minus_scaled(self.evaluate(t, h, *args), self.damping(), m)))
 
     def extra_repr(self) -> str:
         return f"gamma={show(self.fixed_gamma)}, epsilon={self.epsilon:g}, {super().extra_repr()}"
@@ -159,9 +161,9 @@ class GHBNODE(HBNODE):
         """ξ: a number where it is fixed, a 0-d tensor where it is learned."""
         return softplus(self.chi) if self.fixed_xi is None else self.fixed_xi
 
-    def forward(self, t: Tensor, state: Tensor) -> Tensor:
+    def forward(self, t: Tensor, state: Tensor, *args: Any) -> Tensor:
         h, m = state.unbind(0)
-        force = minus_scaled(self.evaluate(t, h), self.pull(), h)
+        force = minus_scaled(self.evaluate(t, h, *args), self.pull(), h)
         return torch.stack((self.activation(m), minus_scaled(force, self.damping(), m)))
 
     position_first = False

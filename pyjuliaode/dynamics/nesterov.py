@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -121,9 +123,9 @@ class NesterovNODE(SecondOrderDynamics):
     def initial_state(self, h0: Tensor, dh0: Tensor | None = None, t0: Time = 0.0) -> Tensor:
         return torch.stack(self._form.start(h0, self.start(h0, dh0), t0))
 
-    def forward(self, t: Tensor, state: Tensor) -> Tensor:
+    def forward(self, t: Tensor, state: Tensor, *args: Any) -> Tensor:
         parts = state.unbind(0)
-        f = self.evaluate(t, self._form.feature(t, parts[0]))
+        f = self.evaluate(t, self._form.feature(t, parts[0]), *args)
         return torch.stack(self._form.slope(t, parts, f))
 
     def readout(self, t: Time, state: Tensor) -> Tensor:

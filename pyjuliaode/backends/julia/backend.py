@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..._torch import traced
+from ...adjoints.checks import unlisted_leaves, warn_of_lost_gradients
+from ...adjoints.node import differentiated
+from ...autocast import AutocastField, unwrapped
 from ...errors import InvalidArgumentError, PyJuliaODEError, UnsupportedError
-from ...problem import Problem
-from ...rhs import RHS, PerFunction, unlisted_leaves, warn_of_lost_gradients
+from ...problem import Problem, State
+from ...rhs import RHS, PerFunction
 from ...solution import Retcode, SolveStats
 from ...solver import Solver
-from ..autocast import AutocastField, unwrapped
-from ..base import AdjointRequest, Capabilities, Event, Result, event_value
+from ..base import Capabilities, Event, Result, event_value
 from ..dense import UserDense
 from ..limits import check_scale, number_of_steps
-from .adjoint import Task, run_continuous, run_direct
+from .adjoint import ContinuousInJulia, JuliaWay, NativeReplay, Replay
 from .environment import missing
 from .forward import Forward, KeptDense, accepted_steps, run_forward
 from .methods import names
@@ -53,19 +55,20 @@ class JuliaBackend:
     def missing(self) -> str | None:
         return None if started() is not None else missing()
 
-    def _plan(self, problem: Problem, solver: Solver, adjoint: AdjointRequest) -> Plan:
+    def _plan(self, problem: Problem, solver: Solver) -> Plan:
         """The plan; a remembered one where it depends on numbers and names alone."""
+        adjoint = solver.gradient
         key = (
-            *(solver.method, solver.rtol, solver.atol, solver.adjoint, solver.dt),
-            *(solver.max_steps, solver.adjoint_rtol, solver.adjoint_atol, adjoint.method),
+            *(solver.method, solver.rtol, solver.atol, solver.dt, solver.max_steps),
+            *(adjoint.name, *vars(adjoint).values()),
             *(problem.mass is None, problem.second_order),
             *(() if solver.options is None else (x for o in solver.options.items() for x in o)),
         )
-        if adjoint.options or not _PLAIN.issuperset(map(type, key)):
-            return Plan.build(problem, solver, adjoint)
+        if not _PLAIN.issuperset(map(type, key)):
+            return Plan.build(problem, solver)
         plan = self._plans.get(key)
         if plan is None:
-            plan = Plan.build(problem, solver, adjoint)
+            plan = Plan.build(problem, solver)
             if len(self._plans) >= _REMEMBERED:
                 self._plans.clear()
             self._plans[key] = plan
@@ -92,7 +95,6 @@ class JuliaBackend:
         self,
         problem: Problem,
         solver: Solver,
-        adjoint: AdjointRequest,
         event_fn: Callable[..., Tensor] | None = None,
     ) -> str | None:
         """Why this problem cannot be solved here, or None; starts nothing."""
@@ -100,7 +102,7 @@ class JuliaBackend:
         try:
             check_reach()
             _check(problem)
-            plan = self._plan(problem, solver, adjoint)
+            plan = self._plan(problem, solver)
             _check_of_plan(problem, plan)
             _check_closure(problem, refuse=True)
         except PyJuliaODEError as error:
@@ -113,7 +115,6 @@ class JuliaBackend:
         self,
         problem: Problem,
         solver: Solver,
-        adjoint: AdjointRequest,
         event_fn: Callable[..., Tensor] | None = None,
     ) -> Result:
         """Solve; see :class:`pyjuliaode.backends.base.Backend`."""
@@ -121,15 +122,16 @@ class JuliaBackend:
         if torch.is_autocast_enabled(device):
             problem = replace(problem, func=AutocastField(problem.func, device))
             with torch.autocast(device, enabled=False):
-                return self.solve(problem, solver, adjoint, event_fn)
+                return self.solve(problem, solver, event_fn)
         known = recall(problem)
         _check(problem)
-        plan = self._plan(problem, solver, adjoint)
+        plan = self._plan(problem, solver)
         _check_of_plan(problem, plan)
         _check_closure(problem)
         stats = SolveStats(method=plan.method.name, adjoint=plan.adjoint, backend=self.name)
         if len(problem.times) == 1:
-            return Result(problem.y0[None], stats, step_t=list(problem.times))
+            y = problem.structure.unpack(problem.y0[None], (1,))
+            return Result(y, stats, step_t=list(problem.times))
         runtime = get()
         drain(runtime)
         if device == "cuda":
@@ -157,6 +159,8 @@ def _native(
     found: NativeField | str
     if problem.y0.device.type != "cpu":
         found = "native mode is of the CPU"
+    elif problem.args.values:
+        found = "it takes args"
     elif plan.jumps or problem.mass is not None:
         found = "it goes with neither options['jump_t'] nor a mass matrix"
     else:
@@ -179,23 +183,32 @@ def _run(
 ) -> Result:
     if event_fn is not None:
         return _run_to_event(runtime, problem, plan, stats, keep_dense, event_fn, native)
-    if not _wants_gradient(problem):
+    if not problem.wants_gradient:
         keep = "dense" if keep_dense else ""
         done = run_forward(runtime, problem, plan, stats, keep=keep, native=native)
-        return _result(runtime, problem, stats, done, done.rows, keep_dense)
-    task = Task(runtime, problem, plan, stats, keep_dense, native)
+        return _result(runtime, problem, stats, done, _shaped(problem, done.rows), keep_dense)
+    way = _way(problem, plan, native)(runtime, problem, plan, stats, keep_dense, native)
     if plan.adjoint == "direct":
-        task.tableau = tableau_of(runtime, plan.method.name)
-        if task.tableau is None:
+        way.tableau = tableau_of(runtime, plan.method.name)
+        if way.tableau is None:
             raise UnsupportedError(
                 f"the steps of {plan.method.name} cannot be replayed: it is no plain explicit "
                 "Runge-Kutta method in the version installed here; use adjoint='gauss'"
             )
         stats.adjoint = "direct (replay)"
-        rows = run_direct(task)
-    else:
-        rows = run_continuous(task)
-    return _result(runtime, problem, stats, task.forward, rows, keep_dense)
+    y = differentiated(way)
+    done, way.done = way.done, None
+    return _result(runtime, problem, stats, done, y, keep_dense)
+
+
+def _way(problem: Problem, plan: Plan, native: NativeField | None) -> type[JuliaWay]:
+    if plan.adjoint != "direct":
+        return ContinuousInJulia
+    return Replay if native is None or problem.t.requires_grad else NativeReplay
+
+
+def _shaped(problem: Problem, rows: Tensor) -> State:
+    return problem.structure.unpack(rows, (rows.shape[0],))
 
 
 def _result(
@@ -203,7 +216,7 @@ def _result(
     problem: Problem,
     stats: SolveStats,
     done: Forward,
-    rows: Tensor,
+    y: State,
     keep_dense: bool,
 ) -> Result:
     stats.retcode = done.retcode
@@ -213,7 +226,7 @@ def _result(
         end = problem.times[-1] if done.retcode.successful else done.reached
         make = partial(KeptDense, runtime, done.kept, problem, end)
         dense = UserDense(make, problem.structure, portable=False)
-    return Result(rows, stats, done.retcode, done.message, done.step_t, dense)
+    return Result(y, stats, done.retcode, done.message, done.step_t, dense)
 
 
 def _run_to_event(
@@ -239,9 +252,9 @@ def _run_to_event(
     )
     stats.retcode = done.retcode
     ended = done.retcode.value == "Terminated"
-    gradient = _wants_gradient(problem)
+    gradient = problem.wants_gradient
     if not ended and not (gradient and done.retcode.successful):
-        return Result(done.rows, stats, done.retcode, done.message)
+        return Result(_shaped(problem, done.rows), stats, done.retcode, done.message)
     t, y, n = done.reached, None, done.rows.shape[0]
     upto = problem.up_to(t) if ended else problem
     if ended:
@@ -254,10 +267,10 @@ def _run_to_event(
         stats.nfe_forward += nfe
         if not ended or not result.retcode.successful:
             return result
-        y = result.y[-1]
+        y = problem.structure.pack(_last(result.y))
     else:
         rows = done.rows[: min(n, len(upto.times) - 1)]
-        result = Result(torch.cat([rows, y[None]]), stats)
+        result = Result(_shaped(problem, torch.cat([rows, y[None]])), stats)
     result.retcode = stats.retcode = done.retcode
     with torch.no_grad():
         nearest = event_value(event_fn(time_of(t), unpack(y.detach()))).abs().argmin()
@@ -265,10 +278,8 @@ def _run_to_event(
     return result
 
 
-def _wants_gradient(problem: Problem) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    return problem.y0.requires_grad or problem.t.requires_grad or bool(problem.params)
+def _last(y: State) -> State:
+    return y[-1] if isinstance(y, Tensor) else tuple(part[-1] for part in y)
 
 
 def _check(problem: Problem) -> None:
@@ -281,7 +292,7 @@ def _check(problem: Problem) -> None:
         )
     if y0.numel() == 0:
         raise UnsupportedError("the Julia backend takes no empty state; use backend='torch'")
-    if _wants_gradient(problem) and any(p.is_complex() for p in problem.params):
+    if problem.wants_gradient and any(p.is_complex() for p in problem.tensors):
         raise UnsupportedError("the Julia backend takes real parameters only; use backend='torch'")
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         raise UnsupportedError(
@@ -319,7 +330,7 @@ def _check_of_plan(problem: Problem, plan: Plan) -> None:
             f"method {plan.method.name!r} goes forward in time only; use another for decreasing "
             "times"
         )
-    if problem.mass is None or not _wants_gradient(problem):
+    if problem.mass is None or not problem.wants_gradient:
         return
     if problem.t.requires_grad:
         raise UnsupportedError(
@@ -335,7 +346,7 @@ def _check_of_plan(problem: Problem, plan: Plan) -> None:
 
 def _check_backward_thread(problem: Problem) -> None:
     """With CUDA tensors torch runs backward() in a thread of its own, which cannot call Julia."""
-    if _wants_gradient(problem) and torch._C._is_multithreading_enabled():
+    if problem.wants_gradient and torch._C._is_multithreading_enabled():
         raise UnsupportedError(
             "gradients of CUDA tensors by the Julia backend need backward() in this thread: call "
             "torch.autograd.set_multithreading_enabled(False) first, or use backend='torch'"

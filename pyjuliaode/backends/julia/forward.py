@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...adjoints.checks import Witness
 from ...errors import InvalidArgumentError
 from ...problem import Problem
 from ...solution import Retcode, SolveStats
@@ -48,6 +49,7 @@ class Forward:
         kept: what stays in Julia, or None.
         reached: the user's time that was reached.
         step_t: times of the accepted steps, where they were asked for.
+        witnesses: the field as it was called at first and at last, but for native runs.
     """
 
     rows: Tensor
@@ -56,6 +58,7 @@ class Forward:
     message: str = ""
     kept: Kept | None = None
     step_t: list[float] = field(default_factory=list)
+    witnesses: list[Witness] = field(default_factory=list)
 
 
 def run_forward(
@@ -107,6 +110,7 @@ def run_forward(
         stats.nfe_forward += rhs.nfe if native is None else int(report.nf)
         stats.n_jacobians += rhs.n_jacobians
         number = int(report.handle)
+        seen = [] if native is not None else workspace.witnesses()
         if number == 0:
             give_back(workspace)
         del alive
@@ -121,7 +125,7 @@ def run_forward(
             f"{stats.n_accepted} accepted and {stats.n_rejected} rejected steps. "
             f"{advice(retcode, plan)}"
         )
-    return Forward(rows[: int(report.rows)], retcode, reached, message, kept)
+    return Forward(rows[: int(report.rows)], retcode, reached, message, kept, witnesses=seen)
 
 
 def _fill(

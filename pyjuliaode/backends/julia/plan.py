@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...adjoints import Abilities, Auto, Continuous
 from ...arguments import not_negative, number, times, unknown_options, whole
 from ...errors import UnsupportedError, unknown_name, warn
 from ...problem import Problem
 from ...solution import Retcode
 from ...solver import Solver
-from ..base import AdjointRequest
 from ..tolerance import tolerance
 from .methods import ALIASES, Method, find
 
@@ -72,7 +71,7 @@ class Plan:
         return not self.adaptive and self.dt is None
 
     @classmethod
-    def build(cls, problem: Problem, solver: Solver, request: AdjointRequest) -> Plan:
+    def build(cls, problem: Problem, solver: Solver) -> Plan:
         """Check names and options.
 
         Raises:
@@ -109,7 +108,8 @@ class Plan:
             )
         if not fixed:
             dt = _positive("first_step", options.get("first_step", dt))
-        adjoint, adjoint_method = _adjoint(problem, solver, request, method)
+        adjoint, adjoint_method = _adjoint(problem, solver, method)
+        gradient = solver.gradient
         if problem.mass is not None and method.kind not in ("implicit", "bdf"):
             raise UnsupportedError(
                 f"method {solver.method!r} takes no mass matrix; use method='Rodas5P', 'FBDF' or "
@@ -127,8 +127,8 @@ class Plan:
                 "NesterovNODE in its second-order form"
             )
         checkpoints = options.get("checkpoints")
-        if checkpoints is not None:
-            checkpoints = whole("checkpoints", checkpoints, 1)
+        if isinstance(gradient, Continuous):
+            checkpoints = gradient.checkpoints
         if checkpoints is not None and adjoint in ("gauss", "interpolating"):
             _check_checkpoints(problem, solver.method, method, adjoint, fixed)
         initialization = options.get("initialization", "check")
@@ -143,9 +143,9 @@ class Plan:
             adjoint_method=adjoint_method,
             rtol=rtol,
             atol=atol,
-            adjoint_rtol=_number("adjoint_rtol", solver.adjoint_rtol, rtol),
-            adjoint_atol=_number("adjoint_atol", solver.adjoint_atol, atol),
-            relative_atol=solver.adjoint_atol is None,
+            adjoint_rtol=_number("adjoint_rtol", getattr(gradient, "rtol", None), rtol),
+            adjoint_atol=_number("adjoint_atol", getattr(gradient, "atol", None), atol),
+            relative_atol=getattr(gradient, "atol", None) is None,
             dt=dt,
             adaptive=not fixed,
             dtmin=not_negative("min_step", options.get("min_step") or 0.0),
@@ -160,57 +160,42 @@ class Plan:
         )
 
 
-def _adjoint(
-    problem: Problem, solver: Solver, request: AdjointRequest, method: Method
-) -> tuple[str, Method]:
+def _adjoint(problem: Problem, solver: Solver, method: Method) -> tuple[str, Method]:
     """The adjoint of a solver, and the method of its backward solve."""
-    replayable = method.replayable and problem.mass is None
-    adjoint = solver.adjoint
-    if adjoint == "auto":
-        adjoint = "direct" if replayable else "gauss"
-    if adjoint == "direct":
-        if not replayable:
-            raise UnsupportedError(
-                f"adjoint 'direct' replays the steps of explicit Runge-Kutta methods, which "
-                f"{solver.method!r} is not; use adjoint='gauss' (or 'auto')"
-            )
-        if solver.option("checkpoint") is False:
-            raise UnsupportedError(
-                "the Julia backend keeps no autograd graph through its steps; leave "
-                "options['checkpoint'] out, or use backend='torch'"
-            )
-        return adjoint, method
-    options: Mapping[str, Any] = request.options or {}
-    if options:
+    abilities = Abilities(
+        solver.method,
+        "julia",
+        replay=method.replayable and problem.mass is None,
+        interpolant=method.kind != "hermite",
+        mass=problem.mass is not None,
+    )
+    adjoint = solver.gradient
+    adjoint.check(abilities)
+    if isinstance(adjoint, Auto):
+        adjoint = adjoint.resolved(abilities)
+    if not isinstance(adjoint, Continuous):
+        return adjoint.name, method
+    given = [*(adjoint.options or ()), *(() if adjoint.norm is None else ("norm",))]
+    if given:
         raise UnsupportedError(
-            f"the Julia backend takes no adjoint_options, got {', '.join(sorted(options))}; use "
+            f"the Julia backend takes no adjoint_options, got {', '.join(sorted(given))}; use "
             "backend='torch'"
         )
-    if problem.mass is not None and adjoint in ("interpolating", "backsolve"):
+    if adjoint.method is None:
+        return adjoint.name, _backward(method)
+    chosen = find(adjoint.method)
+    if chosen.kind == "bdf" and adjoint.name == "gauss":
         raise UnsupportedError(
-            f"adjoint {adjoint!r} of a system with a mass matrix needs Jacobians of (N + P)^2 "
-            "numbers; use adjoint='gauss' or 'quadrature'"
-        )
-    if method.kind == "hermite" and adjoint != "backsolve":
-        raise UnsupportedError(
-            f"{solver.method!r} has no interpolant of its order, which adjoint {adjoint!r} needs; "
-            "use adjoint='direct'"
-        )
-    if request.method is None:
-        return adjoint, _backward(method)
-    chosen = find(request.method)
-    if chosen.kind == "bdf" and adjoint == "gauss":
-        raise UnsupportedError(
-            f"adjoint 'gauss' integrates with too few nodes for adjoint_method={request.method!r}; "
+            f"adjoint 'gauss' integrates with too few nodes for adjoint_method={adjoint.method!r}; "
             "use 'Rodas5P', or adjoint='interpolating'"
         )
     adaptive = not method.fixed and solver.option("step_size") is None
     if adaptive and not chosen.estimates:
         raise UnsupportedError(
-            f"adjoint_method={request.method!r} has no error estimate; use one that has, or a "
+            f"adjoint_method={adjoint.method!r} has no error estimate; use one that has, or a "
             "solve with fixed steps"
         )
-    return adjoint, chosen
+    return adjoint.name, chosen
 
 
 def _backward(method: Method) -> Method:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ...adjoints.checks import Witness
 from ...problem import Problem
 from ...rhs import RHS
 from .runtime import Runtime, translated
@@ -64,10 +65,22 @@ class Workspace:
     ) -> RHS:
         """Serve this problem until the next one; Julia's time is ``sign`` times the user's."""
         self.rhs, self.sign, self._event_fn = RHS(problem), sign, event_fn
-        self.error = None
+        self.error = self._first = self._last = None
         self._sides: dict[float, float] = {}
         self._write = self._gp = None
         return self.rhs
+
+    def serve_products(self, problem: Problem) -> RHS:
+        """From now on products of leaves of the tensors' values, see :class:`RHS`."""
+        self.rhs, self._write, self._gp = RHS(problem, backward=True), None, None
+        return self.rhs
+
+    def witnesses(self) -> list[Witness]:
+        """The field where it was first called, and where it was last, if nothing has come since."""
+        found = [] if self._first is None else [self._first]
+        if self._last is not None:
+            found.append((self._last, self.u.clone(), self.du * self.sign))
+        return found
 
     def take_sides(self, jumps: Sequence[float], forward: bool) -> None:
         """Field discontinuities, in the user's time. Where Julia asks at one, it means the side
@@ -83,7 +96,7 @@ class Workspace:
 
     def unbind(self) -> None:
         """Let go of the user's module; in any thread."""
-        self.rhs = self._event_fn = self._write = self._gp = None
+        self.rhs = self._event_fn = self._write = self._gp = self._first = None
 
     def _guarded(self, body: Callable[[float], None]) -> Callable[[float], None]:
         status = self.status
@@ -103,7 +116,11 @@ class Workspace:
     def _rhs(self, t: float) -> None:
         if self._write is None:
             self._write = self.rhs.writer(self.rhs.destinations(self.du.unsqueeze(0))[0], self.u)
-        self._write(self._time(t) if self._sides else self.sign * t)
+        at = self._time(t) if self._sides else self.sign * t
+        self._write(at)
+        if self._first is None:
+            self._first = (at, self.u.clone(), self.du.clone())
+        self._last = at
         if self.sign < 0:
             self.du.neg_()
 
@@ -122,10 +139,12 @@ class Workspace:
         self._put_params(gp)
 
     def _jacobian(self, t: float) -> None:
+        self._last = None  # the vectors hold other states from now on
         jacobian = self.rhs.jacobian(self._time(t), self.u.clone())
         self.jac.view_as(jacobian).copy_(jacobian.t()).mul_(self.sign)  # column-major there
 
     def _event(self, t: float) -> None:
+        self._last = None
         t, rhs = self.rhs.time(self.sign * t), self.rhs
         values = self._event_fn(t, rhs.structure.unpack(self.u.clone())).reshape(-1)
         self.gu[: values.numel()].copy_(values)
@@ -141,7 +160,7 @@ class Workspace:
 
     def _put_params(self, grads: tuple[Tensor | None, ...]) -> None:
         if self._gp is None:
-            params = self.rhs.params
+            params = self.rhs.inputs
             pieces = self.gp.split([p.numel() for p in params]) if params else ()
             self._gp = [g.view(p.shape) for g, p in zip(pieces, params, strict=True)]
         if grads and all(g is not None for g in grads):
@@ -183,10 +202,10 @@ def acquire(
 ) -> Workspace:
     """A workspace of the problem's size that nobody uses: a solve inside a solve has its own.
 
-    ``params`` says whether gradients of the parameters are going to be asked for.
+    ``params`` says whether gradients of the problem's tensors are going to be asked for.
     """
     y0 = problem.y0
-    size = sum(p.numel() for p in problem.params) if params else 0
+    size = sum(p.numel() for p in problem.tensors) if params else 0
     key = (y0.numel(), size, y0.dtype, y0.device, jacobian)
     for i in reversed(range(len(_idle))):
         if _idle[i].key == key:

@@ -10,33 +10,35 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..._torch import traced
-from ...errors import InvalidArgumentError, UnsupportedError, unknown_name
+from ...adjoints import Adjoint, Auto, Continuous, Direct
+from ...adjoints.checks import unlisted_leaves, warn_of_lost_gradients
+from ...adjoints.node import differentiated
+from ...autocast import AutocastField, unwrapped
+from ...errors import InvalidArgumentError, UnsupportedError
 from ...graph import saved_bytes
 from ...problem import HALF, Problem
-from ...refusal import refuse_transforms
-from ...rhs import RHS, PerFunction, unlisted_leaves, warn_of_lost_gradients
+from ...refusal import refuse_transforms, transforms_active
+from ...rhs import RHS, PerFunction
 from ...solution import Retcode, SolveStats
 from ...solver import Solver
-from ..autocast import AutocastField, unwrapped
-from ..base import AdjointRequest, Capabilities, Result
+from ..base import Capabilities, Result
 from ..dense import UserDense
 from ..limits import check_scale
 from ..runge_kutta import NeedsGraph
 from ..tolerance import tolerance
 from . import per_sample
 from .compiled import CompiledField, CompiledRHS, CompiledStepper, StepProduct, compiled_field
-from .continuous import AdjointPlan, run_continuous
+from .continuous import ContinuousWay
 from .dense import DenseOutput, RestepOutput
-from .direct import run_graph, run_replay
-from .forward import Trace, run, transforms_active
-from .pan.direct import run_pan
+from .direct import ReplayWay, run_graph
+from .forward import Trace, run
+from .pan.direct import PanWay
 from .plan import METHODS, Plan, user_norm
 
-ADJOINTS = ("auto", "direct", "backsolve", "interpolating", "gauss")
-GRAPH_MEMORY = 2**30  # bytes of graph beyond which "auto" replays the steps instead
+ADJOINTS = ("direct", "backsolve", "interpolating", "gauss")
 _facts = PerFunction()
 
 
@@ -65,7 +67,7 @@ class TorchBackend:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             methods=METHODS,
-            adjoints=ADJOINTS[1:],
+            adjoints=ADJOINTS,
             devices=("cpu", "cuda"),
             dtypes=("float32", "float64", "complex64", "complex128"),
             structures=("ode",),
@@ -76,7 +78,6 @@ class TorchBackend:
         self,
         problem: Problem,
         solver: Solver,
-        adjoint: AdjointRequest,
         event_fn: Callable[..., Tensor] | None = None,
     ) -> str | None:
         if problem.mass is None:
@@ -90,30 +91,28 @@ class TorchBackend:
         self,
         problem: Problem,
         solver: Solver,
-        adjoint: AdjointRequest,
         event_fn: Callable[..., Tensor] | None = None,
     ) -> Result:
         """Solve; see :class:`pyjuliaode.backends.base.Backend`."""
-        if solver.adjoint not in ADJOINTS:
-            raise UnsupportedError(
-                f"adjoint {solver.adjoint!r} does not exist in the torch backend; 'gauss' computes "
-                "the same integral, and backend='julia' has it where Julia is set up"
-            )
-        if refused := self.refuses(problem, solver, adjoint, event_fn):
+        if refused := self.refuses(problem, solver, event_fn):
             raise UnsupportedError(refused)
         device = problem.y0.device.type
         if torch.is_autocast_enabled(device):
             problem = replace(problem, func=AutocastField(problem.func, device))
             with torch.autocast(device, enabled=False):
-                return self.solve(problem, solver, adjoint, event_fn)
+                return self.solve(problem, solver, event_fn)
         plan = _forward_plan(problem, solver)
         _check_of_plan(problem, plan)
-        stats = SolveStats(method=plan.method, adjoint=solver.adjoint, backend=self.name)
+        adjoint = solver.gradient
+        adjoint.check(plan.abilities)
+        if isinstance(adjoint, Auto):
+            adjoint = adjoint.resolved(plan.abilities)
+        stats = SolveStats(method=plan.method, adjoint=adjoint.name, backend=self.name)
         started = time.perf_counter()
         try:
-            trace = _run(problem, solver, plan, adjoint, stats, event_fn)
+            trace = _run(problem, solver, adjoint, plan, stats, event_fn)
         except _TwoPasses:
-            trace = _run_to_event(problem, solver, plan, adjoint, stats, event_fn)
+            trace = _run_to_event(problem, solver, adjoint, plan, stats, event_fn)
         stats.seconds = time.perf_counter() - started
         return _result(problem, plan, trace, stats)
 
@@ -152,8 +151,8 @@ def _forward_plan(problem: Problem, solver: Solver) -> Plan:
 def _run(
     problem: Problem,
     solver: Solver,
+    adjoint: Adjoint,
     plan: Plan,
-    request: AdjointRequest,
     stats: SolveStats,
     event_fn: Callable[..., Tensor] | None,
 ) -> Trace:
@@ -162,7 +161,7 @@ def _run(
     options = {"dense": dense is True, "record": dense == "steps", "event_fn": event_fn}
     if plan.kind == "pan":  # whose dense output is there already
         options |= {"dense": dense is not False, "record": False}
-    compiled = _compiled(problem, solver, plan) if solver.option("compile") else None
+    compiled = _compiled(problem, solver, adjoint, plan) if solver.option("compile") else None
     if compiled is not None:
         stats.compiled = True
         options["compiled"] = partial(CompiledStepper, problem=problem, field=compiled)
@@ -173,21 +172,14 @@ def _run(
             stats.adjoint = "direct"
             return run_graph(problem, plan, rhs, None, stats, dense=False, record=False)
         if solver.option("per_sample", False) and problem.y0.numel():
-            return per_sample.run(problem, plan, rhs, solver, stats, event_fn is not None)
+            return per_sample.run(problem, plan, rhs, solver, adjoint, stats, event_fn is not None)
         if plan.kind == "scipy":
-            solver = _scipy_solver(solver, event_fn)
-            stats.adjoint = solver.adjoint
-        if solver.adjoint in ("auto", "direct"):
-            return _run_direct(problem, solver, plan, rhs, stats, options, compiled)
-        adjoint_plan = _adjoint_plan(problem, solver, plan, request)
-        if not _wants_gradient(problem):
-            return _run_plain(problem, plan, rhs, stats, options)
-        if event_fn is not None:
-            raise _TwoPasses
-        refuse_transforms(f"adjoint {solver.adjoint!r}")
-        if compiled is not None:
-            options["backward_rhs"] = partial(CompiledRHS, field=compiled)
-        return run_continuous(problem, plan, adjoint_plan, rhs, stats, **options)
+            refuse_transforms("method 'scipy_solver'")
+            if event_fn is not None:
+                raise UnsupportedError("scipy_solver has no events here; use method='dopri5'")
+        if isinstance(adjoint, Direct):
+            return _run_direct(problem, adjoint, plan, rhs, stats, options, compiled)
+        return _run_continuous(problem, solver, adjoint, plan, rhs, stats, options, compiled)
     finally:
         stats.nfe_forward, stats.alongside_forward = rhs.nfe, rhs.alongside
 
@@ -195,8 +187,8 @@ def _run(
 def _run_to_event(
     problem: Problem,
     solver: Solver,
+    adjoint: Adjoint,
     plan: Plan,
-    request: AdjointRequest,
     stats: SolveStats,
     event_fn: Callable[..., Tensor] | None,
 ) -> Trace:
@@ -211,7 +203,7 @@ def _run_to_event(
         return found
     stats.n_accepted = stats.n_rejected = 0
     upto = problem if event is None else problem.up_to(event.t)
-    trace = _run(upto, solver, plan, request, stats, None)
+    trace = _run(upto, solver, adjoint, plan, stats, None)
     stats.nfe_forward += rhs.nfe
     stats.alongside_forward += rhs.alongside
     if event is not None and trace.failure is None:
@@ -219,7 +211,9 @@ def _run_to_event(
     return trace
 
 
-def _compiled(problem: Problem, solver: Solver, plan: Plan) -> CompiledField | None:
+def _compiled(
+    problem: Problem, solver: Solver, adjoint: Adjoint, plan: Plan
+) -> CompiledField | None:
     """options={"compile": True}: the module's programs, or the reason why not raised."""
     what = "options={'compile': True}"
     if plan.tableau is None or solver.option("per_sample", False):
@@ -227,7 +221,7 @@ def _compiled(problem: Problem, solver: Solver, plan: Plan) -> CompiledField | N
             f"{what} compiles the steps of explicit Runge-Kutta methods for the whole state; leave "
             f"it out with method {plan.method!r} and these options"
         )
-    if solver.option("checkpoint") is False:
+    if isinstance(adjoint, Direct) and adjoint.checkpoint is False:
         raise UnsupportedError(
             f"{what} keeps no graph: its gradient is that of checkpoint=True, by compiled code; "
             "leave one of the two out"
@@ -236,40 +230,54 @@ def _compiled(problem: Problem, solver: Solver, plan: Plan) -> CompiledField | N
     return compiled_field(problem, plan.tableau)
 
 
-def _scipy_solver(solver: Solver, event_fn: Callable[..., Tensor] | None) -> Solver:
-    """What SciPy can be asked for: no graph runs through it, and no events are watched."""
-    if event_fn is not None:
-        raise UnsupportedError("scipy_solver has no events here; use method='dopri5'")
-    if solver.adjoint not in ("auto", "backsolve"):
-        raise UnsupportedError(
-            f"scipy_solver has no adjoint {solver.adjoint!r}: neither a graph nor an interpolant "
-            "comes through NumPy; use adjoint='backsolve' or 'auto'"
-        )
-    return replace(solver, adjoint="backsolve")
-
-
-def _wants_gradient(problem: Problem) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    return problem.y0.requires_grad or problem.t.requires_grad or bool(problem.params)
+def _run_continuous(
+    problem: Problem,
+    solver: Solver,
+    adjoint: Continuous,
+    plan: Plan,
+    rhs: RHS,
+    stats: SolveStats,
+    options: dict[str, Any],
+    compiled: CompiledField | None,
+) -> Trace:
+    backward = _backward_plan(problem, solver, plan, adjoint)
+    if not problem.wants_gradient:
+        return _run_plain(problem, plan, rhs, stats, options)
+    if options["event_fn"] is not None:
+        raise _TwoPasses
+    refuse_transforms(f"adjoint {adjoint.name!r}")
+    products = RHS if compiled is None else partial(CompiledRHS, field=compiled)
+    return _by(ContinuousWay(problem, plan, adjoint, backward, rhs, stats, options, products))
 
 
 def _run_plain(problem: Problem, plan: Plan, rhs: RHS, stats: SolveStats, options: Any) -> Trace:
     """No gradient is known to be wanted; refuse where the field depends on one all the same."""
-    f0 = _first_slope(problem, plan, rhs)
-    if f0.requires_grad and torch.is_grad_enabled() and problem.explicit_params is None:
-        raise InvalidArgumentError(
-            f"func depends on tensors that require a gradient, which adjoint {stats.adjoint!r} "
-            "cannot know: make func a torch.nn.Module with them as parameters, pass params "
-            "(adjoint_params), or use adjoint='direct'"
-        )
+    try:
+        return run(plan, problem, rhs, problem.y0, None, stats, graph=False, **options)
+    except NeedsGraph:
+        if problem.explicit_params is None:
+            raise InvalidArgumentError(
+                f"func depends on tensors that require a gradient, which adjoint {stats.adjoint!r} "
+                "cannot know: hand them over in args, solve(func, y0, t, solver, args=(x,)), make "
+                "func a torch.nn.Module with them as parameters, pass params (adjoint_params), or "
+                "use adjoint='direct'"
+            ) from None
+    rhs.nfe = rhs.alongside = stats.n_accepted = stats.n_rejected = 0
     with torch.no_grad():
-        return run(plan, problem, rhs, problem.y0, f0, stats, graph=False, **options)
+        return run(plan, problem, rhs, problem.y0, None, stats, graph=False, **options)
+
+
+def _by(way: Any) -> Trace:
+    """What a way leaves, with the states that it differentiates."""
+    y = differentiated(way)
+    trace, way.trace = way.trace, None
+    trace.y = y
+    return trace
 
 
 def _run_direct(
     problem: Problem,
-    solver: Solver,
+    adjoint: Direct,
     plan: Plan,
     rhs: RHS,
     stats: SolveStats,
@@ -277,16 +285,13 @@ def _run_direct(
     compiled: CompiledField | None,
 ) -> Trace:
     """The discrete adjoint, or no adjoint where nothing requires a gradient."""
-    stats.adjoint = "direct"
     if plan.kind == "adaptive" and _batched(problem.y0):
         raise UnsupportedError(
             "torch.func.vmap cannot follow adaptive steps, which depend on the values; use a "
             "batch dimension, options={'per_sample': True}, or a method of fixed step"
         )
     f0 = _first_slope(problem, plan, rhs)
-    needs = torch.is_grad_enabled() and (
-        f0.requires_grad or problem.y0.requires_grad or problem.t.requires_grad
-    )
+    needs = torch.is_grad_enabled() and (f0.requires_grad or problem.wants_gradient_of_start)
     if not (needs or transforms_active()):
         try:
             return run(plan, problem, rhs, problem.y0, f0, stats, graph=False, **options)
@@ -294,34 +299,48 @@ def _run_direct(
             stats.n_accepted = stats.n_rejected = 0
     if plan.kind == "pan" and options["event_fn"] is None:
         return _run_pan(problem, plan, rhs, f0, stats, options)
-    checkpoint = compiled is not None or solver.option("checkpoint")
+    checkpoint = compiled is not None or adjoint.checkpoint
     if options["event_fn"] is not None and (checkpoint or plan.tableau is None):
         raise _TwoPasses
-    if checkpoint is None and solver.adjoint == "auto":
-        return _run_within_budget(problem, solver, plan, rhs, f0, stats, options)
+    if checkpoint is None and adjoint.graph_memory is not None:
+        return _run_within_budget(problem, adjoint.graph_memory, plan, rhs, f0, stats, options)
     if checkpoint:
-        _check_replay(problem, plan)
-        if f0.requires_grad and compiled is None:  # which knows what it depends on
-            warn_of_lost_gradients(problem, f0, problem.y0)
-        stats.adjoint = "direct (replay)"
-        if compiled is not None:
-            options["product"] = partial(StepProduct, problem, compiled, plan.tableau, plan.linear)
-        return run_replay(problem, plan, rhs, f0, stats, **options)
+        return _run_replay(problem, plan, rhs, f0, stats, options, compiled)
     return run_graph(problem, plan, rhs, f0, stats, **options)
+
+
+def _run_replay(
+    problem: Problem,
+    plan: Plan,
+    rhs: RHS,
+    f0: Tensor,
+    stats: SolveStats,
+    options: dict[str, Any],
+    compiled: CompiledField | None,
+) -> Trace:
+    _check_replay(problem)
+    product = None
+    if compiled is not None:  # which knows what it depends on
+        product = partial(StepProduct, problem, compiled, plan.tableau, plan.linear)
+    elif f0.requires_grad:
+        warn_of_lost_gradients(problem, f0, problem.y0)
+    stats.adjoint = "direct (replay)"
+    return _by(ReplayWay(problem, plan, rhs, f0, stats, options, product))
 
 
 def _run_pan(
     problem: Problem, plan: Plan, rhs: RHS, f0: Tensor, stats: SolveStats, options: Any
 ) -> Trace:
-    """The gradient through the equations that were solved, of parameters that are known."""
+    """The gradient through the equations that were solved, of tensors that are known."""
     refuse_transforms("method 'pan'")
     if f0.requires_grad and (lost := unlisted_leaves(problem, f0, problem.y0)):
         raise InvalidArgumentError(
             f"func depends on {len(lost)} tensor(s) that require a gradient and are not among its "
-            "parameters; method 'pan' cannot know them: make func a torch.nn.Module with them as "
-            "parameters, or pass params (adjoint_params)"
+            "parameters; method 'pan' cannot know them: hand them over in args, solve(func, y0, t, "
+            "solver, args=(x,)), make func a torch.nn.Module with them as parameters, or pass "
+            "params (adjoint_params)"
         )
-    return run_pan(problem, plan, rhs, f0, stats, **options)
+    return _by(PanWay(problem, plan, rhs, f0, stats, options))
 
 
 def _first_slope(problem: Problem, plan: Plan, rhs: RHS) -> Tensor:
@@ -340,46 +359,34 @@ def _batched(x: Tensor) -> bool:
     return False
 
 
-def _check_replay(problem: Problem, plan: Plan) -> None:
+def _check_replay(problem: Problem) -> None:
     refuse_transforms("options={'checkpoint': True}")
-    if plan.kind == "adams":
-        raise UnsupportedError(
-            f"method {plan.method!r} keeps a history and cannot be replayed step by step; use "
-            "options={'checkpoint': False} or a Runge-Kutta method"
-        )
-    if not problem.params and not isinstance(unwrapped(problem.func), torch.nn.Module):
+    if not problem.tensors and not isinstance(unwrapped(problem.func), nn.Module):
         raise InvalidArgumentError(
-            "options={'checkpoint': True} needs func to be a torch.nn.Module (or adjoint_params): "
-            "the tensors of a plain function are not known"
+            "options={'checkpoint': True} needs func to be a torch.nn.Module, or its tensors among "
+            "args (or adjoint_params): those of a plain function are not known"
         )
 
 
 def _run_within_budget(
     problem: Problem,
-    solver: Solver,
+    budget: float,
     plan: Plan,
     rhs: RHS,
     f0: Tensor,
     stats: SolveStats,
     options: dict[str, Any],
 ) -> Trace:
-    """adjoint="auto": keep the graph while it fits the budget, else replay the steps."""
-    can_replay = (
-        plan.kind != "adams"
-        and isinstance(unwrapped(problem.func), torch.nn.Module)
-        and not transforms_active()
-    )
-    if not can_replay:
-        return run_graph(problem, plan, rhs, f0, stats, **options)
+    """Keep the graph while it fits the budget, else replay the steps.
+
+    What the last solve by this function took is a guess at what this one will.
+    """
     func = unwrapped(problem.func)  # under autocast problem.func is made anew for every solve
-    key = (problem.y0.shape, problem.y0.dtype)
-    per_evaluation = _facts.get(func, key)
-    if per_evaluation is None:
-        per_evaluation = saved_bytes(f0, problem.y0)
-        if f0.requires_grad:
-            _facts.put(func, key, per_evaluation)
-    budget = float(solver.option("graph_memory", GRAPH_MEMORY))
-    replay = _facts.get(func, (*key, "replay", budget)) is not None
+    if plan.kind == "adams" or not isinstance(func, nn.Module) or transforms_active():
+        return run_graph(problem, plan, rhs, f0, stats, **options)
+    per_evaluation = saved_bytes(f0, problem.y0)
+    key = ("evaluations", problem.y0.shape, problem.y0.dtype, plan.method, problem.times[-1])
+    expected = _facts.get(func, key) or 0
 
     @cache
     def limited() -> bool:
@@ -390,66 +397,46 @@ def _run_within_budget(
         if rhs.nfe * per_evaluation > budget and limited():
             raise _GraphTooLarge
 
-    if not (replay and limited()):
-        try:
-            return run_graph(problem, plan, rhs, f0, stats, watch=watch, **options)
-        except _GraphTooLarge:
-            _facts.put(func, (*key, "replay", budget), True)
-            stats.n_accepted = stats.n_rejected = 0
-    if options["event_fn"] is not None:
-        raise _TwoPasses
-    stats.adjoint = "direct (replay)"
-    return run_replay(problem, plan, rhs, f0, stats, **options)
+    try:
+        if expected * per_evaluation <= budget or not limited():
+            try:
+                return run_graph(problem, plan, rhs, f0, stats, watch=watch, **options)
+            except _GraphTooLarge:
+                stats.n_accepted = stats.n_rejected = 0
+        if options["event_fn"] is not None:
+            raise _TwoPasses
+        return _run_replay(problem, plan, rhs, f0, stats, options, None)
+    finally:
+        _facts.put(func, key, rhs.nfe)
 
 
-def _adjoint_plan(
-    problem: Problem, solver: Solver, plan: Plan, request: AdjointRequest
-) -> AdjointPlan:
+def _backward_plan(problem: Problem, solver: Solver, plan: Plan, adjoint: Continuous) -> Plan:
     """The backward solve's plan: the forward one, with what was set for the adjoint."""
-    kind = solver.adjoint
     structure, like = problem.structure, problem.y0
-    options = dict(request.options or {})
-    norm = options.pop("norm", None)
-    method = request.method or plan.method
-    if not options and request.method in (None, plan.method):
-        forward = dict(solver.options or {})
+    options = dict(adjoint.options or {})
+    if not options and adjoint.method in (None, plan.method):
+        options = dict(solver.options or {})
         for name in ("norm", "dense", "checkpoint", "graph_memory", "first_step"):
-            forward.pop(name, None)
-        options = forward
-    if kind != "gauss" and not like.is_complex() and any(p.is_complex() for p in problem.params):
+            options.pop(name, None)
+    if (
+        adjoint.name != "gauss"
+        and not like.is_complex()
+        and any(p.is_complex() for p in problem.tensors)
+    ):
         raise UnsupportedError(
-            f"adjoint {kind!r} carries the parameters' gradient in the dtype of the state, which "
-            "is real, but some parameters are complex; use adjoint='gauss' or 'direct'"
+            f"adjoint {adjoint.name!r} carries the parameters' gradient in the dtype of the state, "
+            "which is real, but some parameters are complex; use adjoint='gauss' or 'direct'"
         )
-    if "pan" in (plan.kind, method) and (kind != "gauss" or method != plan.method):
-        raise UnsupportedError(
-            f"method 'pan' has the adjoints 'direct' and 'gauss', solved by itself, not {kind!r}"
-            + (f" by {method!r}" if method != plan.method else "")
-        )
-    if kind != "backsolve" and not plan.has_interpolant:
-        raise UnsupportedError(
-            f"method {plan.method!r} has no interpolant of its order, which adjoint {kind!r} "
-            "needs; use adjoint='direct' or 'backsolve', or method='dopri5'"
-        )
-    if isinstance(norm, str) and norm != "seminorm":
-        raise unknown_name("adjoint norm", norm, ("seminorm",))
-    if kind != "backsolve" and callable(norm):
-        raise InvalidArgumentError(
-            "an adjoint norm over (t, y, adj_y, *params) belongs to adjoint='backsolve'"
-        )
-    backward = Plan.build(
-        method,
-        tolerance("adjoint_rtol", _first(solver.adjoint_rtol, solver.rtol), structure, like),
-        tolerance("adjoint_atol", _first(solver.adjoint_atol, solver.atol), structure, like),
+    rtol = solver.rtol if adjoint.rtol is None else adjoint.rtol
+    atol = solver.atol if adjoint.atol is None else adjoint.atol
+    return Plan.build(
+        adjoint.method or plan.method,
+        tolerance("adjoint_rtol", rtol, structure, like),
+        tolerance("adjoint_atol", atol, structure, like),
         max_steps=solver.max_steps,
         dt=solver.dt,
         options=options,
     )
-    return AdjointPlan(kind, backward, norm, relative_atol=solver.adjoint_atol is None)
-
-
-def _first(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 def _given(dense: DenseOutput) -> DenseOutput:
@@ -470,6 +457,8 @@ def _result(problem: Problem, plan: Plan, trace: Trace, stats: SolveStats) -> Re
     elif trace.step_y and plan.tableau is not None:
         make = partial(RestepOutput.of, trace.step_t, trace.step_y, problem, plan)
         dense = UserDense(make, problem.structure)
-    rows = trace.rows
-    y = torch.stack(rows) if isinstance(rows, list) else rows
+    y = trace.y
+    if y is None:
+        rows = torch.stack(trace.rows)
+        y = problem.structure.unpack(rows, (rows.shape[0],))
     return Result(y, stats, retcode, message, trace.step_t, dense, trace.event)

@@ -5,8 +5,8 @@ With λ = dL/dy, going backward in time: λ' = -λᵀ ∂f/∂y and dL/dθ = ∫
 
 * backsolve: solves (y, λ, dL/dθ) backward together, y again from its final value at each interval.
 * interpolating: solves (λ, dL/dθ); y comes from the dense output of the forward solve.
-* gauss: solves λ alone; dL/dθ is a Gauss-Legendre quadrature on each accepted step, so the
-  parameters are neither carried by the Runge-Kutta method nor seen by its error norm.
+* gauss: solves λ alone; dL/dθ is a Gauss-Legendre quadrature over its steps, so the parameters are
+  neither carried by the Runge-Kutta method nor seen by its error norm.
 
 The equations are linear in λ, so their absolute tolerance is taken relative to the size of the
 incoming gradient, unless the user sets it: scaling the loss scales the gradient and nothing else.
@@ -14,141 +14,105 @@ incoming gradient, unless the user sets it: scaling the loss scales the gradient
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...adjoints import Continuous
+from ...adjoints.checks import Unchanged, warn_of_lost_gradients
+from ...adjoints.node import Gradients, Needs, Way
+from ...autocast import unwrapped
 from ...errors import solver_error
 from ...problem import Problem
-from ...refusal import once_only
-from ...rhs import RHS, Time, warn_of_lost_gradients
+from ...rhs import RHS, Time
 from ...solution import SolveStats
-from ..autocast import autocast_off, unwrapped
 from .callbacks import Callbacks
 from .control import StepFailure, rms
 from .dense import DenseOutput
+from .drift import Drift
 from .fixed import fixed_grid
-from .forward import Trace, differentiated, run
-from .pan import PanStep
+from .forward import Trace, run
+from .gathered import gathered
+from .pan import PanQuadrature
 from .plan import Plan
-
-# abscissae and weights of Gauss-Legendre quadrature on [0, 1], by number of points
-_LEGENDRE = {
-    1: ((0.5, 1.0),),
-    2: ((0.5 - 0.5 / 3**0.5, 0.5), (0.5 + 0.5 / 3**0.5, 0.5)),
-    3: (
-        (0.5 - 0.5 * 0.6**0.5, 5 / 18),
-        (0.5, 8 / 18),
-        (0.5 + 0.5 * 0.6**0.5, 5 / 18),
-    ),
-}
+from .quadrature import FixedQuadrature, Quadrature, Watch
 
 
-@dataclass(frozen=True)
-class AdjointPlan:
-    """How to go backward.
+class ContinuousWay(Way):
+    """A run without a graph, differentiated by a solve backward.
 
-    Attributes:
-        kind: "backsolve", "interpolating" or "gauss".
-        plan: method and tolerances of the backward solve.
-        norm: "seminorm" (parameters out of the error norm), a callable on the tuple
-            (t, y, adj_y, *adj_params) for backsolve, or None.
-        relative_atol: whether atol is relative to the size of the incoming gradient.
+    ``backward`` is the plan of that solve; ``backward_rhs`` makes what takes its products.
     """
 
-    kind: str
-    plan: Plan
-    norm: str | Callable[..., Any] | None = None
-    relative_atol: bool = True
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        adjoint: Continuous,
+        backward: Plan,
+        rhs: RHS,
+        stats: SolveStats,
+        options: Mapping[str, Any],
+        backward_rhs: Callable[..., RHS] = RHS,
+    ):
+        super().__init__(problem, stats)
+        self.name = f"adjoint {adjoint.name!r}"
+        self.plan, self.adjoint, self.backward_plan = plan, adjoint, backward
+        self.rhs, self.options, self.backward_rhs = rhs, dict(options), backward_rhs
+        # tolerances that the user gave are of the gradient itself
+        self._relative = adjoint.atol is None and not callable(adjoint.norm)
+        self.dense: DenseOutput | None = None
+        self.trace: Trace | None = None
 
+    def forward(self, y0: Tensor, needs_t: bool) -> list[Tensor]:
+        reads_dense = self.adjoint.name != "backsolve"
+        options = {**self.options, "graph": False, "witness": True}
+        options["dense"] = options["dense"] or reads_dense
+        trace = run(self.plan, self.problem, self.rhs, y0, None, self.stats, **options)
+        self.dense = trace.dense if reads_dense else None
+        sides = self.plan.sides(self.problem.time_dtype)
+        more = tuple if self.dense is None else partial(self.dense.witnesses, sides)
+        self.unchanged = Unchanged(self.problem, trace.witnesses, more)
+        self.trace, self.rhs = trace, None
+        if not self.options["dense"]:
+            trace.dense = None
+        return trace.rows
 
-@dataclass
-class AdjointTask:
-    problem: Problem
-    plan: Plan
-    adjoint: AdjointPlan
-    stats: SolveStats
-    rhs: RHS
-    run_options: Mapping[str, Any]
-    backward_rhs: Callable[[Problem], RHS] = RHS
-    trace: Trace | None = None
+    def unit(self, size: float) -> float:
+        return super().unit(size) if self._relative else 1.0
 
-
-def run_continuous(
-    problem: Problem,
-    plan: Plan,
-    adjoint: AdjointPlan,
-    rhs: RHS,
-    stats: SolveStats,
-    backward_rhs: Callable[[Problem], RHS] = RHS,
-    **kwargs: Any,
-) -> Trace:
-    """Forward run without a graph, differentiated by a continuous adjoint.
-
-    ``backward_rhs`` makes what takes the products of the backward solve.
-    """
-    task = AdjointTask(problem, plan, adjoint, stats, rhs, kwargs, backward_rhs)
-    return differentiated(_ContinuousAdjoint, task)
-
-
-class _ContinuousAdjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, task: AdjointTask, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
-        options = dict(task.run_options)
-        options["dense"] = options.get("dense", False) or task.adjoint.kind != "backsolve"
-        root, y0 = y0, y0.detach().clone()
-        trace = run(task.plan, task.problem, task.rhs, y0, None, task.stats, graph=False, **options)
-        rows = torch.stack(trace.rows)
-        ctx.problem, ctx.adjoint, ctx.stats = task.problem, task.adjoint, task.stats
-        ctx.dense, ctx.backward_rhs = trace.dense, task.backward_rhs
-        ctx.save_for_backward(rows.clone(), root, t, *params)
-        task.trace = trace
-        return rows
-
-    @staticmethod
-    @autocast_off
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        started = time.perf_counter()
-        rows, y0, t, *params = ctx.saved_tensors
-        with torch.no_grad():
-            sweep = _Sweep(ctx, rows, grad.detach(), params)
-            try:
-                grads = sweep.run(need_t=ctx.needs_input_grad[2])
-            finally:
-                sweep.stream = None  # it refers back to the sweep
-        ctx.stats.nfe_backward = sweep.rhs.n_vjp + sweep.rhs.nfe
-        ctx.stats.alongside_backward = sweep.rhs.alongside
-        ctx.stats.seconds_backward = time.perf_counter() - started
-        if torch.is_grad_enabled():
-            grads = once_only(f"adjoint {ctx.adjoint.kind!r}", grads, [grad, y0, t, *params])
-        return None, *grads
+    def backward(self, rows: Tensor, grad: Tensor, needs: Needs) -> Gradients:
+        sweep = _Sweep(self, rows, grad, needs)
+        try:
+            return sweep.run()
+        finally:
+            sweep.close()
 
 
 class _Sweep:
     """One pass backward over all requested times."""
 
-    def __init__(self, ctx: Any, rows: Tensor, grad: Tensor, params: Sequence[Tensor]):
-        self.problem: Problem = ctx.problem
-        self.adjoint: AdjointPlan = ctx.adjoint
-        self.dense: DenseOutput | None = ctx.dense
-        self.rows, self.grad, self.params = rows, grad, params
-        self.rhs: RHS = ctx.backward_rhs(self.problem)
+    def __init__(self, way: ContinuousWay, rows: Tensor, grad: Tensor, needs: Needs):
+        self.problem, self.adjoint, self.dense = way.problem, way.adjoint, way.dense
+        self.rows, self.grad, self.needs = rows, grad, needs
+        self.rhs: RHS = way.backward_rhs(self.problem, backward=True, needs=needs.tensors)
+        self.params = self.rhs.inputs
+        self.lost = False  # some tensor's gradient is known to be
         self.steps_taken = SolveStats()
-        self.rhs.inspect = partial(warn_of_lost_gradients, self.problem)
         like = rows[0]
-        self.totals = [torch.zeros_like(p) for p in params]
-        kind, n = self.adjoint.kind, like.numel()
-        extra = 0 if kind == "gauss" else sum(p.numel() for p in params)
+        kind, n = self.adjoint.name, like.numel()
+        extra = 0 if kind == "gauss" else sum(p.numel() for p in self.params)
         self.has_y = kind == "backsolve"
         self.sizes = ([n] if self.has_y else []) + [n, extra]
-        self.size = float(self.grad.abs().square().mean(dim=1).max().sqrt()) if n else 0.0
-        self.plan = self._scaled_plan()
+        self.plan = self._scaled_plan(way.backward_plan, way._relative)
+        self.drift = Drift(self.problem, way.backward_plan) if self.has_y else None
+        self.watch = self._told(way) if getattr(self.adjoint, "watch", None) else None
+        self.quadrature = self._quadrature(way) if kind == "gauss" else None
+        self.totals = [torch.zeros_like(p) for p in self.params]
         callbacks = Callbacks.of(
             unwrapped(self.problem.func),
             self.rhs.time,
@@ -161,11 +125,21 @@ class _Sweep:
             field, self._pack(like, like), self.steps_taken, False, None, callbacks
         )
 
-    def _scaled_plan(self) -> Plan:
-        plan = self.adjoint.plan
+    def _look(self) -> None:
+        """Look for lost gradients in every step's first product: a dependence may begin late."""
+        self.rhs.inspect = None if self.lost else self._inspect
+
+    def _inspect(self, out: Tensor, y: Tensor) -> None:
+        self.lost = warn_of_lost_gradients(self.problem, out, y, *self.params)
+
+    def close(self) -> None:
+        """Drop what refers back to this."""
+        self.stream = self.rhs.inspect = None
+
+    def _scaled_plan(self, plan: Plan, relative: bool) -> Plan:
         atol = plan.atol
-        if self.adjoint.relative_atol and not self.has_y and self.size > 0:
-            atol = atol * self.size
+        if relative and not self.has_y:
+            atol = atol * (_size(self.grad) or 1.0)
         return replace(
             plan, atol=self._extended(atol), rtol=self._extended(plan.rtol), norm=self._norm()
         )
@@ -192,6 +166,30 @@ class _Sweep:
                 ]
             ).max()
         )
+
+    def _quadrature(self, way: ContinuousWay) -> Any:
+        plan, dense = self.plan, self.dense
+        rtol, atol = (
+            float(x.min()) if isinstance(x, Tensor) else x for x in (plan.rtol, plan.atol)
+        )
+        stops = dense.bounds[1:-1]
+        if plan.kind == "pan":
+            sides = way.plan.sides(self.rhs.time_dtype)
+            return PanQuadrature(self.rhs, dense.at_all, rtol, atol, stops, sides, self.watch)
+        if not plan.chooses_steps:
+            order = 4 if plan.tableau is None else plan.tableau.order
+            return FixedQuadrature(self.rhs, dense.at, order, self.watch)
+        drop_in = self.problem.drop_in
+        return Quadrature(self.rhs, dense.at, rtol, atol, stops, drop_in, self.watch)
+
+    def _told(self, way: ContinuousWay) -> Watch:
+        """The user's watch, told in the user's structure and in units of the loss."""
+        watch, unpack, unit = self.adjoint.watch, self.problem.structure.unpack, way.measured_in
+
+        def told(t: float, weight: float, y: Tensor, lam: Tensor) -> None:
+            watch(t, weight, unpack(y.clone()), unpack(lam * unit))
+
+        return told
 
     def _as_user_tuple(self, z: Tensor) -> tuple[Any, ...]:
         """(t, y, adj_y, *adj_params), as torchdiffeq hands it to an adjoint norm."""
@@ -220,46 +218,48 @@ class _Sweep:
             parts.append(lam.new_zeros(self.sizes[-1]))
         return torch.cat(parts) if len(parts) > 1 else lam.clone()
 
-    def run(self, need_t: bool) -> list[Tensor | None]:
-        """Gradients of (y0, t, *params)."""
-        times, rows, grad = self.problem.times, self.rows, self.grad
-        if not math.isfinite(self.size):  # as backpropagation: NaN, for a gradient scaler to see
-            nan = [torch.full_like(x, math.nan) for x in (rows[0], *self.totals)]
-            d_t = torch.full_like(self.problem.t, math.nan) if need_t else None
-            return [nan[0], d_t, *nan[1:]]
-        lam = torch.zeros_like(rows[0])
-        d_t = torch.zeros(len(times), dtype=torch.float64, device=rows.device)
-        for i in reversed(range(1, rows.shape[0])):
-            if need_t:
-                d_t[i] = _inner(grad[i], self.rhs(times[i], rows[i]))
-            lam = self._interval(times[i], times[i - 1], rows[i], lam + grad[i])
-        if need_t:
-            d_t[0] = -_inner(lam, self.rhs(times[0], rows[0]))
-        d_times = d_t.to(self.problem.t) if need_t else None
-        return [lam + grad[0], d_times, *self.totals]
+    def run(self) -> Gradients:
+        """Going back from requested time to requested time."""
+        times, grad = self.problem.times[: len(self.grad)], self.grad
+        if self.dense is not None and self.plan.chooses_steps:
+            times, grad = gathered(self.dense, times, grad)
+        lam = torch.zeros_like(self.rows[0])
+        for i in reversed(range(1, len(times))):
+            lam = self._interval(times[i], times[i - 1], i, lam + grad[i])
+        totals = self.totals if self.quadrature is None else self.quadrature.totals
+        rhs = self.rhs
+        if self.drift is not None:
+            self.drift.tell()
+        return Gradients(
+            lam, self.needs.spread(totals), nfe=rhs.n_vjp + rhs.nfe, alongside=rhs.alongside
+        )
 
-    def _interval(self, t1: float, t0: float, y: Tensor, lam: Tensor) -> Tensor:
-        z = self._pack(y, lam)
+    def _interval(self, t1: float, t0: float, i: int, lam: Tensor) -> Tensor:
+        z = self._pack(self.rows[i], lam) if self.has_y else self._pack(lam, lam)
         self.steps_taken.n_accepted = self.steps_taken.n_rejected = 0  # max_steps an interval
         try:
             for step in self._steps(z, t1, t0):
                 z = step.y1
-                if self.adjoint.kind == "gauss" and self.params:
-                    self._quadrature(step)
+                self._look()
+                if self.quadrature is not None and (self.params or self.watch is not None):
+                    self.quadrature.add(step)
         except StepFailure as failure:
             raise solver_error(
-                f"the {self.adjoint.kind} adjoint failed going back from t = {t1:g}. "
+                f"the {self.adjoint.name} adjoint failed going back from t = {t1:g}. "
                 f"{failure.message}",
                 failure.retcode,
                 drop_in=self.problem.drop_in,
             ) from None
         parts = z.split(self.sizes)
+        if self.drift is not None:
+            self.drift.look(t0, parts[0], self.rows[i - 1])
         if self.sizes[-1]:
             for total, part in zip(self.totals, self._split_params(parts[-1]), strict=True):
                 total.add_(part if total.is_complex() or not part.is_complex() else part.real)
         return parts[-2]
 
     def _steps(self, z: Tensor, t1: float, t0: float) -> Any:
+        self._look()
         if self.plan.chooses_steps:
             return self.stream.steps(z, t1, t0)
         constructor = self.plan.options.get("grid_constructor")
@@ -267,29 +267,10 @@ class _Sweep:
         grid = fixed_grid(self.problem.func, z, span, [t1, t0], self.plan.dt, constructor)
         return self.stream.steps(z, grid)
 
-    def _quadrature(self, step: Any) -> None:
-        if isinstance(step, PanStep):
-            return self._pan_quadrature(step)
-        h = step.t1 - step.t0
-        order = self.plan.tableau.order if self.plan.tableau is not None else 4
-        for x, w in _LEGENDRE[min(3, (order + 1) // 2)]:
-            t = step.t0 + x * h
-            lam = step.interpolate(t)
-            _, _, grads = self.rhs.vjp(t, self.dense.at(t), lam, state=False)
-            for total, g in zip(self.totals, grads, strict=True):
-                if g is not None:
-                    total.add_(g, alpha=-w * h)
 
-    def _pan_quadrature(self, step: PanStep) -> None:
-        """By the nodes of the interval, in one batched product."""
-        piece = step.piece
-        states = self.dense.at_all(piece.times.tolist())
-        products = self.rhs.pullback(piece.times, states)
-        weights = piece.basis.weights.to(piece.y0)[:, None]
-        grads = products((-0.5 * piece.h) * weights * piece.nodes(), params=True)
-        for total, g in zip(self.totals, grads, strict=True):
-            if g is not None:
-                total.add_(g)
+def _size(grad: Tensor) -> float:
+    """Root mean square of the largest row."""
+    return float(grad.abs().square().mean(dim=1).max().sqrt()) if grad.shape[1] else 0.0
 
 
 class _AdjointField:
@@ -337,7 +318,3 @@ class _AdjointField:
         for p, g in zip(sweep.params, g_p, strict=False):
             parts.append(lam.new_zeros(p.numel()) if g is None else -g.reshape(-1).to(lam.dtype))
         return torch.cat(parts)
-
-
-def _inner(g: Tensor, f: Tensor) -> Tensor:
-    return (g.conj() * f).real.sum() if g.is_complex() else torch.dot(g, f)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...adjoints.checks import Witness
 from ...problem import Problem
 from ...rhs import RHS
-from ..runge_kutta import GraphStepper, powers_of
+from ..runge_kutta import GraphStepper, Sides, powers_of
 from .plan import Plan
 
 
@@ -52,6 +53,17 @@ class DenseOutput:
     def at_all(self, times: Sequence[float]) -> Tensor:
         """Flat states (S, N)."""
         return torch.stack([self.at(t) for t in times])
+
+    def nodes(self, i: int) -> int:
+        """How many values within a step determine it at least as well as its polynomial."""
+        return self.q[i].shape[1] + 2
+
+    def witnesses(self, sides: Sides) -> list[Witness]:
+        """Times, states and slopes at the begin of all steps."""
+        spans = pairwise(self.bounds)
+        times = [sides.after(a, b, {}) for a, b in spans]
+        slopes = [q[:, 0] / h for q, h in zip(self.q, self.h, strict=True)]
+        return list(zip(times, self.y, slopes, strict=True))
 
 
 class RestepOutput(DenseOutput):

@@ -8,21 +8,21 @@ vector-Jacobian product through it; memory is one state per step and the graph o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...adjoints.checks import Unchanged, warn_of_lost_gradients
+from ...adjoints.node import Gradients, Needs, Way
 from ...problem import Problem
-from ...refusal import once_only
+from ...refusal import transforms_active
 from ...rhs import RHS
 from ...solution import SolveStats
-from ..autocast import autocast_off
 from ..replay import Product, Steps, clock_of, replay
-from .forward import Trace, differentiated, run
+from .forward import Trace, run
 from .plan import Plan
 
 
@@ -30,8 +30,9 @@ def run_graph(
     problem: Problem, plan: Plan, rhs: RHS, f0: Tensor | None, stats: SolveStats, **kwargs: Any
 ) -> Trace:
     """Forward run whose rows carry the autograd graph of every accepted step."""
-    needs_times = problem.t.requires_grad and torch.is_grad_enabled()
-    clock = clock_of(problem, problem.t) if needs_times else {}
+    # within torch.func's transforms a tangent of the times is not seen from outside
+    needs_times = problem.t.requires_grad or transforms_active()
+    clock = clock_of(problem, problem.t) if needs_times and torch.is_grad_enabled() else {}
     if clock:
         f0 = None  # it was evaluated at a time without a gradient
     before = rhs.nfe
@@ -56,74 +57,53 @@ def _evaluations_on_path(plan: Plan, stats: SolveStats, nfe: int) -> int:
     return nfe - first_step - stats.n_rejected * (plan.tableau.stages - 1)
 
 
-@dataclass
-class ReplayTask:
-    """What the forward run and its replay share."""
-
-    problem: Problem
-    plan: Plan
-    stats: SolveStats
-    run_options: Mapping[str, Any]
-    f0: Tensor | None = None
-    product: Callable[[], Product] | None = None
-    trace: Trace | None = None
-
-
-def run_replay(
-    problem: Problem,
-    plan: Plan,
-    rhs: RHS,
-    f0: Tensor | None,
-    stats: SolveStats,
-    product: Callable[[], Product] | None = None,
-    **kwargs: Any,
-) -> Trace:
-    """Forward run without a graph, differentiated by replaying its accepted steps.
+class ReplayWay(Way):
+    """A run without a graph, whose accepted steps are replayed.
 
     ``product`` makes what takes the products through the steps otherwise than by replaying.
     """
-    task = ReplayTask(problem, plan, stats, {"rhs": rhs, **kwargs}, f0, product)
-    return differentiated(_Replay, task)
 
+    name = "adjoint 'direct' (replay)"
+    times_itself = linear = True
 
-class _Replay(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, task: ReplayTask, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
-        options = dict(task.run_options)
-        rhs = options.pop("rhs")
-        root, y0 = y0, y0.detach().clone()
-        f0 = None if task.f0 is None else task.f0.detach()
-        options.update(graph=False, record=True, land=ctx.needs_input_grad[2])
-        trace = run(task.plan, task.problem, rhs, y0, f0, task.stats, **options)
-        sides = task.plan.sides(task.problem.time_dtype)
-        ctx.problem, ctx.stats = task.problem, task.stats
-        ended = trace.step_t[-1] == task.problem.times[-1]
-        ctx.steps = Steps(
-            task.plan.tableau,
-            trace.step_t,
-            trace.step_y,
-            sides,
-            task.plan.linear,
-            end=trace.rows[-1] if ended else None,
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        rhs: RHS,
+        f0: Tensor,
+        stats: SolveStats,
+        options: Mapping[str, Any],
+        product: Callable[[], Product] | None = None,
+    ):
+        super().__init__(problem, stats)
+        self.plan, self.rhs, self.f0, self.options = plan, rhs, f0, dict(options)
+        self.product = product
+        self.trace: Trace | None = None
+
+    def forward(self, y0: Tensor, needs_t: bool) -> list[Tensor]:
+        options = {**self.options, "graph": False, "record": True, "land": needs_t, "witness": True}
+        f0 = self.f0.detach()
+        trace = run(self.plan, self.problem, self.rhs, y0, f0, self.stats, **options)
+        # steps of a failed run beyond the last row carry nothing
+        last = self.problem.times[len(trace.rows) - 1]
+        n = sum(abs(t - trace.step_t[0]) < abs(last - trace.step_t[0]) for t in trace.step_t)
+        self.steps = Steps(
+            self.plan.tableau,
+            trace.step_t[: n + 1],
+            trace.step_y[:n],
+            self.plan.sides(self.problem.time_dtype),
+            self.plan.linear,
+            end=trace.rows[-1] if trace.step_t[n] == last else None,
         )
-        ctx.product = task.product
-        trace.step_y = trace.step_y if task.run_options["record"] else []
-        ctx.save_for_backward(root, t, *params)
-        task.trace = trace
-        return torch.stack(trace.rows)
+        self.unchanged = Unchanged(self.problem, trace.witnesses)
+        trace.step_y = trace.step_y if self.options.get("record") else []
+        self.trace, self.rhs = trace, None
+        return trace.rows
 
-    @staticmethod
-    @autocast_off
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        started = time.perf_counter()
-        y0, t, *params = ctx.saved_tensors
-        needs = ctx.needs_input_grad[2:]
-        product = None if ctx.product is None else ctx.product()
-        grads, nfe = replay(
-            ctx.problem, ctx.steps, grad.detach(), t, params, needs, product=product
+    def backward(self, rows: Tensor, grad: Tensor, needs: Needs) -> Gradients:
+        product = None if self.product is None else self.product()
+        inspect = partial(warn_of_lost_gradients, self.problem)
+        return replay(
+            self.problem, self.steps, grad, needs, inspect, self.unchanged.refusal, product
         )
-        ctx.stats.nfe_backward = nfe
-        ctx.stats.seconds_backward = time.perf_counter() - started
-        if torch.is_grad_enabled():
-            grads = once_only("adjoint 'direct' (replay)", grads, [grad, y0, t, *params])
-        return None, *grads

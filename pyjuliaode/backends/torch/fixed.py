@@ -108,6 +108,13 @@ class HermiteStep:
         """t0, with its gradient where it carries one."""
         return self.t1 - self.h
 
+    @property
+    def first(self) -> Tensor:
+        """The slope that it began with."""
+        return self.f0
+
+    last = None  # evaluated for a next step, or for a state within this one
+
     def _coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
         d, a, b = self.y1 - self.y0, self.h * self.f0, self.h * self._f1()
         return a, 3 * d - 2 * a - b, a + b - 2 * d

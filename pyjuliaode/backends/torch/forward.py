@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..._torch import traced
+from ...adjoints.checks import Witness
+from ...autocast import unwrapped
 from ...errors import InvalidArgumentError
-from ...problem import Problem
+from ...problem import Problem, State
+from ...refusal import transforms_active
 from ...rhs import RHS
 from ...solution import Retcode, SolveStats
-from ..autocast import unwrapped
 from ..base import Event
 from ..runge_kutta import Stepper, state_at
 from .callbacks import Callbacks
@@ -42,6 +43,9 @@ class Trace:
         dense: dense output, where recorded.
         failure: why the run ended early, or None.
         event: what ended the run, or None; its state is then the last of the rows.
+        witnesses: the field at the begin and at the end, where asked for.
+        y: the states at the requested times in the user's shapes, where an adjoint differentiates
+            them; None: the rows carry what graph there is.
     """
 
     rows: list[Tensor] | Tensor
@@ -50,11 +54,8 @@ class Trace:
     dense: DenseOutput | None = None
     failure: StepFailure | None = None
     event: Event | None = None
-
-
-def transforms_active() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    witnesses: list[Witness] = field(default_factory=list)
+    y: State | None = None
 
 
 def grid_of(plan: Plan, problem: Problem) -> Iterable[float]:
@@ -84,6 +85,7 @@ def run(
     dense: bool = False,
     record: bool = False,
     land: bool = False,
+    witness: bool = False,
     event_fn: Callable[..., Tensor] | None = None,
     watch: Callable[[], None] | None = None,
     compiled: Callable[..., Stepper] | None = None,
@@ -92,7 +94,8 @@ def run(
 
     ``land`` makes the steps end on the requested times, as methods without an interpolant always
     do: then the derivative with respect to a requested time is that of a step, not of the
-    interpolant, which is one order worse. ``watch`` is called after every accepted step and may
+    interpolant, which is one order worse. ``witness`` keeps what a backward pass compares the field
+    with. ``watch`` is called after every accepted step and may
     raise to stop the run. ``compiled`` makes the stepper, see :meth:`Plan.stream`.
     """
     times = problem.times
@@ -126,6 +129,8 @@ def run(
                 stream.begin_interval()
             if record:
                 trace.step_y.append(step.y0.detach())
+            if witness and len(trace.step_t) == 1:
+                trace.witnesses.append(_begin(step, plan, rhs))
             trace.step_t.append(reached)
             if trace.dense is not None:
                 trace.dense.append(step)
@@ -136,6 +141,8 @@ def run(
                 break
     except StepFailure as failure:
         trace.failure = failure
+    if witness and trace.failure is None and len(trace.step_t) > 1:
+        trace.witnesses.append(_end(step, plan, rhs))
     unchecked = problem.drop_in or plan.chooses_steps or transforms_active() or traced(y0)
     if trace.failure is None and not unchecked:
         _check_finite(trace, times)
@@ -151,16 +158,18 @@ def _end_at(trace: Trace, event: Event, times: list[float]) -> None:
         trace.dense.bounds[-1] = event.t
 
 
-def differentiated(function: type[torch.autograd.Function], task: Any) -> Trace:
-    """The trace of a run that ``function`` makes and differentiates.
+def _begin(step: Any, plan: Plan, rhs: RHS) -> Witness:
+    at = plan.sides(rhs.time_dtype).after(step.t0, step.t1, {})
+    return at, step.y0.detach(), step.first.detach().clone()
 
-    ``function`` takes ``task``, y0, t and the parameters of ``task.problem``, returns the rows, and
-    leaves the rest of the trace in ``task.trace``.
-    """
-    problem = task.problem
-    rows = function.apply(task, problem.y0, problem.t, *problem.params)
-    task.trace.rows = rows
-    return task.trace
+
+def _end(step: Any, plan: Plan, rhs: RHS) -> Witness:
+    """The slope at the end of the last step, else at its begin: what the method has evaluated."""
+    if step.last is None:
+        return _begin(step, plan, rhs)
+    before = plan.sides(rhs.time_dtype).before(step.t0, step.t1, {})
+    at = step.t1 if before is None else before
+    return at, step.y1.detach(), step.last.detach().clone()
 
 
 def _dense_output(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...adjoints import Adjoint, Direct
 from ...errors import InvalidArgumentError, UnsupportedError
 from ...problem import Problem
 from ...rhs import RHS
@@ -44,7 +45,13 @@ class _Batch:
 
 
 def run(
-    problem: Problem, plan: Plan, rhs: RHS, solver: Solver, stats: SolveStats, events: bool
+    problem: Problem,
+    plan: Plan,
+    rhs: RHS,
+    solver: Solver,
+    adjoint: Adjoint,
+    stats: SolveStats,
+    events: bool,
 ) -> Trace:
     """Solve; see the module's docstring.
 
@@ -53,7 +60,7 @@ def run(
         UnsupportedError: a method without error control or interpolant, a continuous adjoint,
             gradients with respect to the times.
     """
-    batch = _check(problem, plan, solver)
+    batch = _check(problem, plan, solver, adjoint)
     ignored = [n for n in ("jump_t", "step_t", "perturb", "norm") if solver.option(n)]
     if events or solver.option("dense", False) is True or ignored:
         what = ", ".join(ignored) or ("events" if events else "dense output")
@@ -67,7 +74,7 @@ def run(
     return Trace([r.reshape(-1) for r in rows], list(problem.times))
 
 
-def _check(problem: Problem, plan: Plan, solver: Solver) -> _Batch:
+def _check(problem: Problem, plan: Plan, solver: Solver, adjoint: Adjoint) -> _Batch:
     if problem.structure.is_tuple:
         raise InvalidArgumentError("per_sample needs a tensor state, got a tuple")
     if plan.kind != "adaptive" or not plan.has_interpolant:
@@ -75,8 +82,8 @@ def _check(problem: Problem, plan: Plan, solver: Solver) -> _Batch:
             f"per_sample needs an adaptive method with an interpolant, not {plan.method!r}; use "
             "'dopri5', 'tsit5' or 'bosh3'"
         )
-    if solver.adjoint not in ("auto", "direct"):
-        raise UnsupportedError(f"per_sample has adjoint='direct' only, not {solver.adjoint!r}")
+    if not isinstance(adjoint, Direct):
+        raise UnsupportedError(f"per_sample has adjoint='direct' only, not {adjoint.name!r}")
     if problem.t.requires_grad:
         raise UnsupportedError("per_sample has no gradient with respect to the times")
     shape = problem.structure.shapes[0]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...adjoints import Abilities
 from ...arguments import as_float, positive, shown, times, unknown_options, whole, within
 from ...errors import InvalidArgumentError, UnsupportedError, unknown_name, warn
 from ...rhs import RHS
@@ -124,6 +125,18 @@ class Plan:
         if self.kind == "pan":
             return True
         return self.tableau is not None and self.tableau.interpolant is not None
+
+    @property
+    def abilities(self) -> Abilities:
+        """What gradients need to know."""
+        return Abilities(
+            self.method,
+            "torch",
+            graph=self.kind != "scipy",
+            replay=self.tableau is not None,
+            interpolant=self.has_interpolant,
+            nodes=self.kind == "pan",
+        )
 
     @property
     def linear(self) -> bool:

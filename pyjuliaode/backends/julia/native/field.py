@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ....adjoints.checks import KEEP
+from ....autocast import AutocastField
+from ....errors import UnsupportedError
 from ....problem import Problem
 from ....rhs import RHS, PerFunction
-from ...autocast import AutocastField
 from ...fingerprint import Fingerprint, Kinds, hooked, same_params
 from ..runtime import Runtime
 from ..workspace import acquire, give_back
@@ -28,6 +30,31 @@ _AGREEMENT = {torch.float64: 1e-11, torch.float32: 1e-4}
 # for much work, the callbacks' matrix products are quicker than one thread here.
 _MOST_WEIGHTS, _MOST_WORK = 2**16, 2**22
 _fields = PerFunction()
+
+
+class NativeUnchanged:
+    """The tensors of a tape as they were: all that it reads, at addresses that Julia holds."""
+
+    def __init__(self, native: NativeField):
+        self.native, self.versions = native, native.versions()
+
+    def changes(self) -> list[str]:
+        """What was written to, in words."""
+        now = self.native.versions()
+        pairs = zip(self.native._tensors, self.versions, now, strict=True)
+        return [f"a tensor of shape {tuple(x.shape)} was changed" for x, a, b in pairs if a != b]
+
+    def check(self) -> int:
+        """Raise where a tensor is not what it was; it takes no evaluations.
+
+        Raises:
+            UnsupportedError: says what changed.
+        """
+        if changes := self.changes():
+            raise UnsupportedError(
+                f"since the solve whose gradient is asked for {', '.join(changes)}. {KEEP}"
+            )
+        return 0
 
 
 class NativeField:
@@ -71,6 +98,10 @@ class NativeField:
         if not (self._seen.unchanged() and self._kinds.unchanged()):
             return False
         return same_params(problem, self.params, self._all)
+
+    def versions(self) -> list[tuple[int, int]]:
+        """What tells that a tensor was written to, or given other memory."""
+        return [(0 if x.is_inference() else x._version, x.data_ptr()) for x in self._tensors]
 
     def pays(self) -> bool:
         """Whether it is quicker than callbacks are with torch's threads."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ....autocast import AutocastField
 from ....errors import UnsupportedError, warn
 from ....problem import Problem
 from ....rhs import PerFunction
-from ...autocast import AutocastField
 from ...fingerprint import Fingerprint, hooked, same_params
 from ...tableau import Tableau
 from .functions import flat_field, product_function, start_function, step_function, vjp_function
@@ -160,6 +160,8 @@ def _obstacle(problem: Problem) -> str | None:
     func, y0 = problem.func, problem.y0
     if isinstance(func, AutocastField):
         return "torch.autocast is on"
+    if problem.args.values:
+        return "it takes args"
     if not isinstance(func, nn.Module):
         return "func is no torch.nn.Module, so changes of what it uses are not seen"
     if hasattr(type(func), "_orig_mod") or "_orig_mod" in func._modules:

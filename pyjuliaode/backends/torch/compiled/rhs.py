@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import compress
+
 import torch
 from torch import Tensor
 
@@ -13,9 +16,15 @@ from .field import CompiledField
 class CompiledRHS(RHS):
     """An RHS whose products are compiled; its values are the module's."""
 
-    def __init__(self, problem: Problem, field: CompiledField):
-        super().__init__(problem)
-        self._problem, self._field = problem, field
+    def __init__(
+        self,
+        problem: Problem,
+        field: CompiledField,
+        backward: bool = False,
+        needs: Sequence[bool] | None = None,
+    ):
+        super().__init__(problem, backward, needs)
+        self._field, self._needs = field, needs
 
     @torch.no_grad()
     def vjp(
@@ -24,4 +33,6 @@ class CompiledRHS(RHS):
         self.n_vjp += 1
         inputs = (self.time(t), y, cotangent)
         value, *grads = self._field.vjp(self._problem, state, params, *inputs)(*inputs)
-        return value, grads.pop(0) if state else None, tuple(grads)
+        of_state = grads.pop(0) if state else None
+        wanted = grads if self._needs is None else compress(grads, self._needs)
+        return value, of_state, tuple(wanted)

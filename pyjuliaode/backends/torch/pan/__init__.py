@@ -4,6 +4,7 @@ basis: Chebyshev polynomials and the maps between coefficients, nodes and integr
 interval by least-squares Picard iteration and Newton's. stream: intervals one after another.
 """
 
+from .quadrature import PanQuadrature
 from .stream import PanStep, PanStream
 
-__all__ = ["PanStep", "PanStream"]
+__all__ = ["PanQuadrature", "PanStep", "PanStream"]

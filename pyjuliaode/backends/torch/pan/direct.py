@@ -9,21 +9,20 @@ is one batched product; memory is that of the trajectory and the graph of one in
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ....adjoints.checks import Unchanged, warn_of_lost_gradients
+from ....adjoints.node import Gradients, Needs, Way
 from ....errors import SolverError
 from ....problem import Problem
-from ....refusal import once_only
 from ....rhs import RHS
 from ....solution import Retcode, SolveStats
-from ...autocast import autocast_off
-from ..forward import Trace, differentiated, run
+from ..forward import Trace, run
 from ..plan import Plan
 from .basis import F64
 from .dense import PanOutput
@@ -34,86 +33,69 @@ ROUNDS = 60  # products, after which GMRES takes over
 SLOW = 0.5  # contraction of the iteration that forming the matrix of a small state betters
 
 
-@dataclass
-class PanTask:
-    """What :func:`run_pan` hands to its autograd function, and gets back."""
+class PanWay(Way):
+    """A run without a graph, differentiated through the equations that it has solved."""
 
-    problem: Problem
-    plan: Plan
-    rhs: RHS
-    stats: SolveStats
-    run_options: dict[str, Any]
-    f0: Tensor
-    trace: Trace | None = None
+    name = "adjoint 'direct' (of pan)"
 
-
-def run_pan(
-    problem: Problem, plan: Plan, rhs: RHS, f0: Tensor, stats: SolveStats, **options: Any
-) -> Trace:
-    """Forward run, differentiated through the equations that it has solved."""
-    task = PanTask(problem, plan, rhs, stats, options, f0)
-    return differentiated(_Pan, task)
-
-
-class _Pan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, task: PanTask, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
-        options = {**task.run_options, "dense": True}
-        start, f0 = y0.detach().clone(), task.f0.detach()
-        options |= {"graph": False, "y0": start, "f0": f0, "stats": task.stats}
-        trace = run(task.plan, task.problem, task.rhs, **options)
-        ctx.problem, ctx.stats, ctx.dense = task.problem, task.stats, trace.dense
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        rhs: RHS,
+        f0: Tensor,
+        stats: SolveStats,
+        options: Mapping[str, Any],
+    ):
+        super().__init__(problem, stats)
+        self.plan, self.rhs, self.f0, self.options = plan, rhs, f0, dict(options)
         # more digits than the equations were solved to say nothing
-        eps, rtol = torch.finfo(y0.dtype).eps, torch.as_tensor(task.plan.rtol)
-        ctx.tol = max(10 * eps, 1e-3 * float(rtol.min()))
-        rows = torch.stack(trace.rows)
-        ctx.save_for_backward(rows.clone(), y0, t, *params)
-        if not task.run_options["dense"]:
-            trace.dense = None
-        task.trace = trace
-        return rows
+        eps, rtol = torch.finfo(problem.y0.dtype).eps, torch.as_tensor(plan.rtol)
+        self.tol = max(10 * eps, 1e-3 * float(rtol.min()))
+        self.dense: PanOutput | None = None
+        self.trace: Trace | None = None
 
-    @staticmethod
-    @autocast_off
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        started = time.perf_counter()
-        rows, y0, t, *params = ctx.saved_tensors
-        with torch.no_grad():
-            sweep = _Sweep(ctx.problem, ctx.dense, ctx.tol)
-            grads = sweep.run(rows, grad.detach(), ctx.needs_input_grad[2])
-        ctx.stats.nfe_backward = sweep.rhs.n_vjp + sweep.rhs.nfe
-        ctx.stats.alongside_backward = sweep.rhs.alongside
-        ctx.stats.seconds_backward = time.perf_counter() - started
-        if torch.is_grad_enabled():
-            grads = once_only("adjoint 'direct' (of pan)", grads, [grad, y0, t, *params])
-        return None, *grads
+    def forward(self, y0: Tensor, needs_t: bool) -> list[Tensor]:
+        options = {**self.options, "dense": True, "graph": False, "witness": True}
+        f0 = self.f0.detach()
+        trace = run(self.plan, self.problem, self.rhs, y0, f0, self.stats, **options)
+        self.dense = trace.dense
+        more = partial(trace.dense.witnesses, self.plan.sides(self.problem.time_dtype))
+        self.unchanged = Unchanged(self.problem, trace.witnesses, more)
+        if not self.options["dense"]:
+            trace.dense = None
+        self.trace, self.rhs, self.f0 = trace, None, None
+        return trace.rows
+
+    def backward(self, rows: Tensor, grad: Tensor, needs: Needs) -> Gradients:
+        return _Sweep(self, needs).run(grad)
 
 
 class _Sweep:
     """One pass backward over the intervals."""
 
-    def __init__(self, problem: Problem, dense: PanOutput, tol: float):
-        self.problem, self.dense, self.tol = problem, dense, tol
-        self.rhs = RHS(problem)
-        self.totals = [torch.zeros_like(p) for p in problem.params]
+    def __init__(self, way: PanWay, needs: Needs):
+        self.problem, self.dense, self.tol, self.needs = way.problem, way.dense, way.tol, needs
+        self.rhs = RHS(self.problem, backward=True, needs=needs.tensors)
+        self.totals = [torch.zeros_like(p) for p in self.rhs.inputs]
+        self.lost = False  # some tensor's gradient is known to be
 
-    def run(self, rows: Tensor, grad: Tensor, need_t: bool) -> list[Tensor | None]:
-        """Gradients of (y0, t, *params), for cotangents ``grad`` (T', N) of the rows."""
-        dense, rhs, times = self.dense, self.rhs, self.problem.times[: len(rows)]
-        lam, pending = torch.zeros_like(rows[0]), len(times) - 1
+    def run(self, grad: Tensor) -> Gradients:
+        """For cotangents ``grad`` (T', N) of the rows."""
+        dense, rhs, times = self.dense, self.rhs, self.problem.times[: len(grad)]
+        lam, pending = torch.zeros_like(grad[0]), len(times) - 1
         for piece, begin in zip(reversed(dense.pieces), reversed(dense.bounds[:-1]), strict=True):
             inside = []
             while pending > 0 and dense.direction * (times[pending] - begin) > 0:
                 inside.append(pending)
                 pending -= 1
             lam = self._through(piece, lam, [times[i] for i in inside], grad[inside])
-        d_t = None
-        if need_t:
-            slopes = [torch.dot(g, rhs(s, y)) for g, s, y in zip(grad, times, rows, strict=True)]
-            slopes[0] = -torch.dot(lam, rhs(times[0], rows[0]))
-            d_t = torch.zeros_like(self.problem.t)
-            d_t[: len(slopes)] = torch.stack(slopes).to(d_t)
-        return [lam + grad[0], d_t, *self.totals]
+        return Gradients(
+            lam, self.needs.spread(self.totals), nfe=rhs.n_vjp + rhs.nfe, alongside=rhs.alongside
+        )
+
+    def _inspect(self, out: Tensor, y: Tensor) -> None:
+        self.lost = warn_of_lost_gradients(self.problem, out, y, *self.rhs.inputs)
 
     def _through(self, piece: Piece, lam: Tensor, times: Sequence[float], grad: Tensor) -> Tensor:
         """The cotangent of an interval's first state, for ``lam`` of its last one and ``grad``
@@ -124,6 +106,7 @@ class _Sweep:
         rows = torch.cat([lam[None], grad])
         v = half * basis.integrals_at(x).T @ rows
         transposed = half * basis.integrals.T
+        rhs.inspect = None if self.lost else self._inspect
         products = rhs.pullback(piece.times, piece.nodes())
         w, u = _solved(v, lambda w: products(w)[0], transposed, self.tol)
         for i, g in enumerate(products(w, params=True)):

@@ -40,6 +40,13 @@ class PanStep:
     def h(self) -> float:
         return self.t1 - self.t0
 
+    @property
+    def first(self) -> Tensor:
+        """The slope that it began with."""
+        return self.piece.k[0]
+
+    last = None  # those at the nodes belong to the iterate before
+
     def interpolate(self, t: Time) -> Tensor:
         return self.piece.between([float(t)])[0]
 

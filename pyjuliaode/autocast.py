@@ -23,9 +23,9 @@ class AutocastField(nn.Module):
         self.func = func
         self.device, self.dtype = device, torch.get_autocast_dtype(device)
 
-    def forward(self, t: Tensor, y: Any) -> Any:
+    def forward(self, t: Tensor, y: Any, *args: Any) -> Any:
         with torch.autocast(self.device, dtype=self.dtype):
-            out = self.func(t, y)
+            out = self.func(t, y, *args)
         if isinstance(out, Tensor):
             return out.to(y.dtype) if isinstance(y, Tensor) else out
         return tuple(a.to(b.dtype) for a, b in zip(out, y, strict=True))
