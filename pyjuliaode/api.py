@@ -224,14 +224,10 @@ def odeint_adjoint(
     return _odeint(func, y0, t, solver, request, event_fn, adjoint_params)
 
 
-_NO_DENSE = ("dopri8", "scipy_solver")
-
-
 def _default_adjoint(solver: Solver, options: Mapping[str, Any] | None) -> str:
     if options is not None and callable(options.get("norm")):
         return "backsolve"
-    adams = solver.method.endswith("_adams")
-    return "backsolve" if adams or solver.method in _NO_DENSE else "gauss"
+    return "backsolve" if solver.method.endswith("_adams") else "gauss"
 
 
 def _drop_in_solver(

@@ -160,7 +160,7 @@ def _run(
     rhs = RHS(problem)
     dense = solver.option("dense", "steps")
     options = {"dense": dense is True, "record": dense == "steps", "event_fn": event_fn}
-    if plan.kind == "pan":  # whose dense output is there already
+    if plan.kind in ("pan", "scipy"):  # whose dense output is there already
         options |= {"dense": dense is not False, "record": False}
     compiled = _compiled(problem, solver, plan) if solver.option("compile") else None
     if compiled is not None:
@@ -175,7 +175,7 @@ def _run(
         if solver.option("per_sample", False) and problem.y0.numel():
             return per_sample.run(problem, plan, rhs, solver, stats, event_fn is not None)
         if plan.kind == "scipy":
-            solver = _scipy_solver(solver, event_fn)
+            solver = _scipy_solver(solver)
             stats.adjoint = solver.adjoint
         if solver.adjoint in ("auto", "direct"):
             return _run_direct(problem, solver, plan, rhs, stats, options, compiled)
@@ -236,16 +236,14 @@ def _compiled(problem: Problem, solver: Solver, plan: Plan) -> CompiledField | N
     return compiled_field(problem, plan.tableau)
 
 
-def _scipy_solver(solver: Solver, event_fn: Callable[..., Tensor] | None) -> Solver:
-    """What SciPy can be asked for: no graph runs through it, and no events are watched."""
-    if event_fn is not None:
-        raise UnsupportedError("scipy_solver has no events here; use method='dopri5'")
-    if solver.adjoint not in ("auto", "backsolve"):
+def _scipy_solver(solver: Solver) -> Solver:
+    """What SciPy can be asked for: no graph runs through it."""
+    if solver.adjoint == "direct":
         raise UnsupportedError(
-            f"scipy_solver has no adjoint {solver.adjoint!r}: neither a graph nor an interpolant "
-            "comes through NumPy; use adjoint='backsolve' or 'auto'"
+            "scipy_solver has no adjoint 'direct': no graph comes through NumPy; use "
+            "adjoint='gauss' or 'auto'"
         )
-    return replace(solver, adjoint="backsolve")
+    return replace(solver, adjoint="gauss") if solver.adjoint == "auto" else solver
 
 
 def _wants_gradient(problem: Problem) -> bool:

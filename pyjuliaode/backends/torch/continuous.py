@@ -47,6 +47,10 @@ _LEGENDRE = {
         (0.5, 8 / 18),
         (0.5 + 0.5 * 0.6**0.5, 5 / 18),
     ),
+    4: tuple(
+        (0.5 + 0.5 * sign * (3 / 7 + side * 2 / 7 * 1.2**0.5) ** 0.5, 1 / 4 - side * 30**0.5 / 72)
+        for sign, side in ((-1, 1), (-1, -1), (1, -1), (1, 1))
+    ),
 }
 
 
@@ -271,8 +275,7 @@ class _Sweep:
         if isinstance(step, PanStep):
             return self._pan_quadrature(step)
         h = step.t1 - step.t0
-        order = self.plan.tableau.order if self.plan.tableau is not None else 4
-        for x, w in _LEGENDRE[min(3, (order + 1) // 2)]:
+        for x, w in _LEGENDRE[min(4, (self.plan.order + 1) // 2)]:
             t = step.t0 + x * h
             lam = step.interpolate(t)
             _, _, grads = self.rhs.vjp(t, self.dense.at(t), lam, state=False)
