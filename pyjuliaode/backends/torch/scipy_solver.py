@@ -146,6 +146,8 @@ class ScipyStream:
             before = self._slope_of(solver, y)
             self._advance(solver)
             step = self._step(solver, y, before)
+            if not bool(step.y1.isfinite().all()):  # which LSODA takes for a success
+                raise StepFailure(Retcode.UNSTABLE, step.t0, "the next state is not finite")
             self.stats.n_accepted += 1
             if self.callbacks is not None:
                 self.callbacks.report(True, step.t0, y, step.h)
@@ -154,9 +156,9 @@ class ScipyStream:
 
     def _begin(self, y: Tensor, t0: float, t1: float) -> Any:
         """SciPy's solver at the start of a span."""
-        if y.is_complex() and self.name == "LSODA":
+        if y.is_complex() and self.name in ("Radau", "LSODA"):
             raise UnsupportedError(
-                "SciPy's LSODA solves real states; use options={'solver': 'BDF'}"
+                f"SciPy's {self.name} solves real states; use options={{'solver': 'BDF'}}"
             )
         if not bool(y.isfinite().all()):
             raise StepFailure(Retcode.UNSTABLE, t0, "y0 is not finite (NaN or Inf)", "")
