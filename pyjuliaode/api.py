@@ -178,7 +178,7 @@ def odeint_adjoint(
     """torchdiffeq's odeint_adjoint: gradients by a backward solve instead of a stored graph.
 
     The adjoint is "gauss" (states from the dense output of the forward solve, parameter gradients
-    by quadrature) where the method has an interpolant of its order, else "backsolve".
+    by quadrature); of the Adams methods it is "backsolve".
     ``adjoint_options={"adjoint": "backsolve"}`` names another; a callable ``norm`` in
     ``adjoint_options`` implies backsolve, on whose state it is defined. ``adjoint_options``
     default to ``options`` without ``norm``.

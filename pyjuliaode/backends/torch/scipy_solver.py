@@ -41,7 +41,8 @@ def order_of(options: Mapping[str, Any]) -> int:
 class ScipyStep:
     """A step of SciPy's with SciPy's interpolant of it, a function of the time on the host.
 
-    The interpolants of BDF and LSODA miss y0 by what the tolerance allows.
+    The interpolants of BDF and LSODA miss y0 by what the tolerance allows. ``slopes`` are those at
+    its ends, where the solver keeps them; ``field`` evaluates one.
     """
 
     def __init__(
@@ -52,12 +53,11 @@ class ScipyStep:
         y1: Tensor,
         piece: Callable[[Any], Any],
         degree: int,
-        slopes: tuple[Tensor | None, Tensor | None],
-        slope: Callable[[float, Tensor], Tensor],
+        slopes: tuple[Any, Any],
+        field: Callable[[float, Tensor], Tensor],
     ):
         self.t0, self.t1, self.h, self.y0, self.y1 = t0, t1, t1 - t0, y0, y1
-        self._piece, self._degree, self._slope = piece, degree, slope
-        self._first, self.last = slopes
+        self._piece, self._degree, self._slopes, self._field = piece, degree, slopes, field
 
     @property
     def start(self) -> float:
@@ -65,15 +65,25 @@ class ScipyStep:
 
     @property
     def first(self) -> Tensor:
-        """The slope at y0; not all of SciPy's solvers tell what they have evaluated."""
-        return self._slope(self.t0, self.y0) if self._first is None else self._first
+        """The slope at y0, evaluated where the solver does not keep it."""
+        f0 = self._slopes[0]
+        if f0 is not None:
+            return tensor_of(f0, self.y0)
+        with torch.no_grad():
+            return self._field(self.t0, self.y0)
+
+    @property
+    def last(self) -> Tensor | None:
+        """The slope at y1, where the solver keeps it."""
+        f1 = self._slopes[1]
+        return None if f1 is None else tensor_of(f1, self.y0)
 
     def interpolate(self, t: Time) -> Tensor:
-        return self._tensor(self._piece(float(t)))
+        return tensor_of(self._piece(float(t)), self.y0)
 
     def states(self, times: Sequence[float]) -> list[Tensor]:
         """The states at several times within the step."""
-        return list(self._tensor(self._piece(list(times))).unbind(1)) if times else []
+        return list(tensor_of(self._piece(list(times)), self.y0).unbind(1)) if times else []
 
     def landing(self, t: float) -> Tensor:
         return self.interpolate(t)
@@ -88,8 +98,10 @@ class ScipyStep:
         q = torch.linalg.solve((theta[:, None] ** powers).to(wide.dtype), wide)
         return q.t().to(self.y0)
 
-    def _tensor(self, values: Any) -> Tensor:
-        return torch.tensor(values, device=self.y0.device).to(self.y0.dtype)
+
+def tensor_of(values: Any, like: Tensor) -> Tensor:
+    """An array of SciPy's, which it may use again, as a tensor."""
+    return torch.from_numpy(values.copy()).to(like)
 
 
 class ScipyStream:
@@ -143,17 +155,23 @@ class ScipyStream:
         solver = self._begin(y, t0, t1)
         while solver.status == "running":
             self._check_count(float(solver.t), math.isinf(t1))
-            before = self._slope_of(solver, y)
+            before = _slope_of(solver)
             self._advance(solver)
-            step = self._step(solver, y, before)
-            if not bool(step.y1.isfinite().all()):  # which LSODA takes for a success
-                raise StepFailure(Retcode.UNSTABLE, step.t0, "the next state is not finite")
+            y1 = tensor_of(solver.y, y)
+            self._check_end(solver, y1)
+            step = ScipyStep(
+                *(float(solver.t_old), float(solver.t), y, y1, solver.dense_output()),
+                _SOLVERS[self.name][1],
+                (before, _slope_of(solver)),
+                self.rhs,
+            )
             self.stats.n_accepted += 1
             if self.callbacks is not None:
                 self.callbacks.report(True, step.t0, y, step.h)
             yield step
-            y = step.y1
+            y = y1
 
+    @torch.no_grad()
     def _begin(self, y: Tensor, t0: float, t1: float) -> Any:
         """SciPy's solver at the start of a span."""
         if y.is_complex() and self.name in ("Radau", "LSODA"):
@@ -170,11 +188,11 @@ class ScipyStream:
 
     def _field(self, like: Tensor) -> Callable[[float, Any], Any]:
         """The field on arrays, as SciPy calls it."""
-        started = False
+        rhs, started = self.rhs, False
 
         def field(t: float, state: Any) -> Any:
             nonlocal started
-            slope = self._slope(t, torch.tensor(state, device=like.device).to(like.dtype))
+            slope = rhs(float(t), tensor_of(state, like))
             if not started and not bool(slope.isfinite().all()):  # for which SciPy has no end
                 raise StepFailure(Retcode.UNSTABLE, float(t), "the field at y0 is not finite")
             started = True
@@ -183,14 +201,6 @@ class ScipyStream:
         return field
 
     @torch.no_grad()
-    def _slope(self, t: float, y: Tensor) -> Tensor:
-        return self.rhs(float(t), y)
-
-    def _slope_of(self, solver: Any, like: Tensor) -> Tensor | None:
-        """The field at the solver's state, where the solver keeps it."""
-        found = getattr(solver, "f", None)
-        return None if found is None else torch.tensor(found, device=like.device).to(like.dtype)
-
     def _advance(self, solver: Any) -> None:
         """One step; raise :class:`StepFailure` where there is none."""
         try:
@@ -204,14 +214,10 @@ class ScipyStream:
         if solver.status == "failed":
             raise StepFailure(Retcode.DT_LESS_THAN_MIN, float(solver.t), f"SciPy: {message}")
 
-    def _step(self, solver: Any, y: Tensor, before: Tensor | None) -> ScipyStep:
-        y1 = torch.tensor(solver.y, device=y.device).to(y.dtype)
-        return ScipyStep(
-            *(float(solver.t_old), float(solver.t), y, y1, solver.dense_output()),
-            _SOLVERS[self.name][1],
-            (before, self._slope_of(solver, y)),
-            self._slope,
-        )
+    def _check_end(self, solver: Any, y1: Tensor) -> None:
+        """Raise where a step that counts as a success is none."""
+        if self.name == "LSODA" and not bool(y1.isfinite().all()):
+            raise StepFailure(Retcode.UNSTABLE, float(solver.t_old), "the next state is not finite")
 
     def _check_count(self, t: float, endless: bool) -> None:
         """Raise where the steps are spent."""
@@ -220,3 +226,9 @@ class ScipyStream:
             raise StepFailure(Retcode.MAX_ITERS, t, f"{self.max_steps} steps were taken{without}")
         if endless and abs(t) >= 0.01 * _FARTHEST:
             raise StepFailure(Retcode.FAILURE, t, "there is no event", NO_EVENT)
+
+
+def _slope_of(solver: Any) -> Any:
+    """The field at the solver's state, where the solver keeps it."""
+    found = getattr(solver, "f", None)
+    return None if found is None else found.copy()
