@@ -188,7 +188,7 @@ def odeint_adjoint(
     """torchdiffeq's odeint_adjoint: gradients by a backward solve instead of a stored graph.
 
     The adjoint is "gauss" (states from the dense output of the forward solve, parameter gradients
-    by quadrature) where the method has an interpolant of its order, else "backsolve".
+    by quadrature); of the Adams methods it is "backsolve".
     ``adjoint_options={"adjoint": "backsolve"}`` names another; a callable ``norm`` in
     ``adjoint_options`` implies backsolve, on whose state it is defined. ``adjoint_options``
     default to ``options`` without ``norm``.
@@ -238,14 +238,10 @@ def _adjoint_of(
     return replace(adjoint, **{name: value for name, value in said.items() if value is not None})
 
 
-_NO_DENSE = ("dopri8", "scipy_solver")
-
-
 def _default_adjoint(solver: Solver) -> str:
     """ "gauss" where the method has an interpolant of its order."""
-    if solver.method.endswith("_adams"):
-        return "gauss" if solver.option("max_order", 4) <= 4 else "backsolve"
-    return "backsolve" if solver.method in _NO_DENSE else "gauss"
+    no_interpolant = solver.method.endswith("_adams") and solver.option("max_order", 4) > 4
+    return "backsolve" if no_interpolant else "gauss"
 
 
 def _drop_in_solver(

@@ -232,6 +232,17 @@ class TestSlow:
         assert_same(field, y0, torch.linspace(0, 1, 7, dtype=D), method)
         assert_same(field, y0, (1.0, 0.0), method)
 
+    def test_the_extra_stages_of_dopri8(self):
+        field, y0 = Timed(), torch.randn(3, 2, dtype=D)
+        options = {"dense": True}
+        found, plain = (
+            pjo.solve(field, y0, (0.0, 1.0), solver("dopri8", **options, **more))
+            for more in ({"compile": True}, {})
+        )
+        t = torch.linspace(0, 1, 9, dtype=D)
+        assert float((found(t) - plain(t)).abs().max()) < 1e-12
+        assert found.stats.nfe_forward == plain.stats.nfe_forward
+
     @pytest.mark.parametrize("adjoint", ["gauss", "interpolating", "backsolve"])
     def test_continuous_adjoints(self, adjoint):
         field, y0 = Timed(), torch.randn(3, 2, dtype=D)

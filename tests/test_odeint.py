@@ -284,7 +284,7 @@ def test_solve_ends_at_an_event_within_the_times_or_at_the_last_of_them():
     assert s.y.shape == (4, 1)
 
 
-def test_odeint_adjoint_falls_back_to_backsolve_where_there_is_no_interpolant():
+def test_odeint_adjoint_of_every_kind_of_method():
     field = Field()
     y0 = torch.randn(2, 2, dtype=F64, requires_grad=True)
     t = torch.tensor([0.0, 1.0], dtype=F64)

@@ -75,7 +75,7 @@ class Step:
         stepper = self._stepper
         if stepper.tableau.interpolant is None:
             return restep(stepper, self.t0, self.y0, t)
-        stepper.complete(self.y1)
+        stepper.complete(self)
         theta = (t - self.start) / self.h
         return stepper.extend(self.y0, self.h, theta)
 
@@ -110,7 +110,7 @@ class Step:
 
     def polynomial(self) -> Tensor:
         """Coefficients (N, degree) of y(θ) = y0 + Σ_j q_j θ^(j+1), detached."""
-        self._stepper.complete(self.y1)
+        self._stepper.complete(self)
         return self._stepper.polynomial(float(self.h))
 
 
@@ -132,8 +132,9 @@ class Stepper:
     def __init__(self, rhs: RHS, tableau: Tableau, clock: Mapping[float, Tensor] | None = None):
         self.rhs = rhs
         self.tableau = tableau
+        self.k: Sequence[Tensor] = ()  # the slopes of the last trial
         self.clock = clock or {}
-        self._has_f1 = False
+        self._known = 0  # slopes that have been evaluated since the last trial began
         self._end: Time = 0.0  # where the field is evaluated at the end of the last trial
 
     def span(self, t0: float, t1: float, h: float) -> Time:
@@ -150,16 +151,25 @@ class Stepper:
 
     def next_slope(self) -> Tensor | None:
         """f(t1, y1) where it is known after a trial, else None."""
+        if self.tableau.fsal:
+            return self.k[-1]
+        return self.k[self.tableau.stages] if self._known > self.tableau.stages else None
+
+    def complete(self, step: Step) -> None:
+        """Make the slopes known that the continuous extension alone reads."""
+        tab = self.tableau
+        if self._known == tab.stages < tab.rows:
+            self._put(self.rhs(self._end, step.y1))
+            for i, (c, _) in enumerate(tab.extra):
+                self._put(self.rhs(step.start + c * step.h, self._extra_state(step, i)))
+
+    def _put(self, slope: Tensor) -> None:
+        """Keep the next slope after those that are known."""
         raise NotImplementedError
 
-    def complete(self, y1: Tensor) -> None:
-        """Make the slope f(t1, y1) known, which the continuous extension reads."""
-        if self.tableau.rows > self.tableau.stages and not self._has_f1:
-            self._put_f1(self.rhs(self._end, y1))
-            self._has_f1 = True
-
-    def _put_f1(self, slope: Tensor) -> None:
-        raise NotImplementedError
+    def _extra_state(self, step: Step, i: int) -> Tensor:
+        """Where the i-th of the extra stages is evaluated."""
+        return combine(step.y0, step.h, self.tableau.extra[i][1], self.k)
 
     def error(self) -> Tensor:
         """Embedded error estimate of the last trial divided by its h, detached."""
@@ -201,6 +211,17 @@ def _exponents(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.arange(1, degree + 1, dtype=real, device=device)
 
 
+def extended(y0: Tensor, h: Time, theta: float, kt: Tensor, matrix: Tensor) -> Tensor:
+    """y(θ) of the continuous extension with ``matrix``, from slopes (N, rows)."""
+    powers = powers_of(theta, matrix.shape[1], matrix.dtype, matrix.device)
+    return torch.addmv(y0, kt, torch.mv(matrix, powers).to(y0.dtype), alpha=h)
+
+
+def coefficients(kt: Tensor, matrix: Tensor) -> Tensor:
+    """Slopes (N, rows) times ``matrix``, in the more precise of their dtypes, in that of kt."""
+    return torch.mm(kt.to(matrix.dtype), matrix).to(kt.dtype)
+
+
 class BufferedStepper(Stepper):
     """Steps on one preallocated (rows, N) buffer of slopes: a stage is one gemv and one copy."""
 
@@ -208,8 +229,7 @@ class BufferedStepper(Stepper):
         super().__init__(rhs, tableau)
         self.w = tableau.weights(like.dtype, like.device)
         k = torch.empty(tableau.rows, like.numel(), dtype=like.dtype, device=like.device)
-        self.k = k
-        self.row = list(k.unbind(0))
+        self.k = list(k.unbind(0))
         kt = k.t()
         self.kt = [kt.narrow(1, 0, i) for i in range(tableau.rows + 1)]
         targets = rhs.destinations(k)
@@ -218,11 +238,11 @@ class BufferedStepper(Stepper):
     def start(self, slope: Tensor) -> None:
         if slope.requires_grad and torch.is_grad_enabled():
             raise NeedsGraph
-        self.row[0].copy_(slope)
+        self.k[0].copy_(slope)
 
     def trial(self, t: float, t1: float, h: Time, y: Tensor, t_end: Time | None = None) -> Tensor:
         into, addmv, yi = self.rhs.into, torch.addmv, y
-        self._has_f1, self._end = False, t1 if t_end is None else t_end
+        self._known, self._end = self.tableau.stages, t1 if t_end is None else t_end
         times = self.rhs.stage_times(t, h, self.tableau.c[1:], self.w.c)
         if t_end is not None:
             end = self.rhs.end_time(t_end)
@@ -235,22 +255,23 @@ class BufferedStepper(Stepper):
             return yi
         return torch.addmv(y, self.kt[self.tableau.stages], self.w.b, alpha=h)
 
-    def next_slope(self) -> Tensor | None:
-        return self.row[-1] if self.tableau.fsal or self._has_f1 else None
+    def _put(self, slope: Tensor) -> None:
+        if slope.requires_grad and torch.is_grad_enabled():
+            raise NeedsGraph
+        self.k[self._known].copy_(slope)
+        self._known += 1
 
-    def _put_f1(self, slope: Tensor) -> None:
-        self.row[-1].copy_(slope)
+    def _extra_state(self, step: Step, i: int) -> Tensor:
+        return torch.addmv(step.y0, self.kt[self._known], self.w.extra[i], alpha=step.h)
 
     def error(self) -> Tensor:
         return torch.mv(self.kt[self.tableau.stages], self.w.error)
 
     def extend(self, y0: Tensor, h: Time, theta: Time) -> Tensor:
-        p = self.w.interpolant
-        powers = powers_of(theta, p.shape[1], p.dtype, p.device)
-        return torch.addmv(y0, self.kt[self.tableau.rows], torch.mv(p, powers), alpha=h)
+        return extended(y0, h, theta, self.kt[self.tableau.rows], self.w.interpolant)
 
     def polynomial(self, h: float) -> Tensor:
-        return torch.mm(self.kt[self.tableau.rows], self.w.interpolant).mul_(h)
+        return coefficients(self.kt[self.tableau.rows], self.w.interpolant).mul_(h)
 
 
 class GraphStepper(Stepper):
@@ -258,7 +279,6 @@ class GraphStepper(Stepper):
 
     def __init__(self, rhs: RHS, tableau: Tableau, clock: Mapping[float, Tensor] | None = None):
         super().__init__(rhs, tableau, clock)
-        self.k: list[Tensor] = []
         self._graph = True
 
     def start(self, slope: Tensor) -> None:
@@ -278,7 +298,7 @@ class GraphStepper(Stepper):
         tab, k = self.tableau, self.k[:1]
         start = self.clock.get(t, t)
         end = self.clock.get(t1, t1) if t_end is None else t_end
-        self._has_f1, self._end, self._graph = False, end, torch.is_grad_enabled()
+        self._end, self._graph = end, torch.is_grad_enabled()
         yi = y
         for c, a in zip(tab.c[1:], tab.a, strict=True):
             if not (close or tab.fsal) and len(k) == tab.core:
@@ -287,19 +307,17 @@ class GraphStepper(Stepper):
             if not close and tab.fsal and len(k) == tab.stages - 1:
                 break
             k.append(self.rhs(end if c == 1.0 else start + c * h, yi))
-        self.k = k
+        self.k, self._known = k, len(k)
         return yi if tab.fsal else combine(y, h, tab.b, k)
 
-    def next_slope(self) -> Tensor | None:
-        return self.k[-1] if self.tableau.fsal or self._has_f1 else None
-
-    def complete(self, y1: Tensor) -> None:
-        # the next step begins with this slope: with its graph, also where someone only looks
+    def complete(self, step: Step) -> None:
+        # the next step begins with one of the slopes: with its graph, also where someone only looks
         with torch.set_grad_enabled(self._graph):
-            super().complete(y1)
+            super().complete(step)
 
-    def _put_f1(self, slope: Tensor) -> None:
+    def _put(self, slope: Tensor) -> None:
         self.k.append(slope)
+        self._known += 1
 
     @torch.no_grad()
     def error(self) -> Tensor:
@@ -311,14 +329,15 @@ class GraphStepper(Stepper):
         if isinstance(theta, Tensor):
             matrix = self.tableau.weights(theta.dtype, theta.device).interpolant
             powers = theta ** _exponents(matrix.shape[1], theta.dtype, theta.device)
-            return y0 + h * (torch.stack(self.k, dim=-1) @ (matrix @ powers).to(y0.dtype))
+            weights = (matrix @ powers.to(matrix.dtype)).to(y0.dtype)
+            return y0 + h * (torch.stack(self.k, dim=-1) @ weights)
         powers = [theta ** (j + 1) for j in range(len(p[0]))]
         weights = [sum(x * q for x, q in zip(row, powers, strict=True)) for row in p]
         return combine(y0, h, weights, self.k)
 
     def polynomial(self, h: float) -> Tensor:
         k = torch.stack([x.detach() for x in self.k], dim=-1)
-        return (k @ self.tableau.weights(k.dtype, k.device).interpolant).mul_(h)
+        return coefficients(k, self.tableau.weights(k.dtype, k.device).interpolant).mul_(h)
 
 
 def combine(y: Tensor | None, h: Time, weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:

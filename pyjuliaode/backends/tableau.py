@@ -21,6 +21,7 @@ class Weights(NamedTuple):
     c: Tensor  # without c[0] = 0, real
     error: Tensor | None
     interpolant: Tensor | None
+    extra: tuple[Tensor, ...]  # rows of the stages that the interpolant alone reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,8 @@ class Tableau:
         dense: rows of the continuous extension y(θ) = y0 + h Σ_i k_i Σ_j dense[i][j] θ^(j+1), of
             local error O(h^(order)) at least, so that states between the steps keep the method's
             order. None: made of a cubic Hermite polynomial where the order is at most 4.
+        extra: further stages (c, row of a), evaluated only where a state within the step is asked
+            for. They, and the extension, read f(t1, y1) after the stages.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Tableau:
     b: Row
     error: Row | None = None
     dense: tuple[Row, ...] | None = None
+    extra: tuple[tuple[float, Row], ...] = ()
 
     @cached_property
     def stages(self) -> int:
@@ -61,7 +65,9 @@ class Tableau:
     @cached_property
     def rows(self) -> int:
         """Slopes that the continuous extension reads: the stages and, without FSAL, f(t1, y1)."""
-        return self.stages if self.fsal or self.dense is not None else self.stages + 1
+        if self.dense is not None:
+            return len(self.dense)
+        return self.stages if self.fsal else self.stages + 1
 
     @cached_property
     def interpolant(self) -> tuple[Row, ...] | None:
@@ -82,13 +88,17 @@ class Tableau:
 
 @lru_cache(maxsize=128)
 def _weights(tab: Tableau, dtype: torch.dtype, device: torch.device) -> Weights:
-    def tensor(rows: object) -> Tensor:
+    def tensor(rows: object, dtype: torch.dtype = dtype) -> Tensor:
         return torch.tensor(rows, dtype=torch.float64, device="cpu").to(dtype=dtype, device=device)
 
+    interpolant = None if tab.interpolant is None else tensor(tab.interpolant)
+    if tab.extra:  # coefficients of some hundreds that cancel, which single precision would show
+        interpolant = tensor(tab.interpolant, torch.promote_types(dtype, torch.float64))
     return Weights(
         tuple(tensor(row) for row in tab.a),
         tensor(tab.b),
         tensor(tab.c[1:]).real if dtype.is_complex else tensor(tab.c[1:]),
         None if tab.error is None else tensor(tab.error),
-        None if tab.interpolant is None else tensor(tab.interpolant),
+        interpolant,
+        tuple(tensor(row) for _, row in tab.extra),
     )

@@ -55,7 +55,7 @@ _ADJOINTS = {
 }
 _STIFF_ADJOINTS = {  # through SciPy there is no graph, and of SciPy's steps no replay
     **_ADJOINTS,
-    "torch": ("backsolve",),
+    "torch": ("gauss", "backsolve"),
     "compiled": (),
     "julia": ("gauss",),
     "native": ("gauss",),

@@ -159,7 +159,7 @@ def _run(
     rhs = RHS(problem)
     dense = solver.option("dense", "steps")
     options = {"dense": dense is True, "record": dense == "steps", "event_fn": event_fn}
-    if plan.kind == "pan":  # whose dense output is there already
+    if plan.kind in ("pan", "scipy"):  # whose dense output is there already
         options |= {"dense": dense is not False, "record": False}
     compiled = _compiled(problem, solver, adjoint, plan) if solver.option("compile") else None
     if compiled is not None:
@@ -175,8 +175,6 @@ def _run(
             return per_sample.run(problem, plan, rhs, solver, adjoint, stats, event_fn is not None)
         if plan.kind == "scipy":
             refuse_transforms("method 'scipy_solver'")
-            if event_fn is not None:
-                raise UnsupportedError("scipy_solver has no events here; use method='dopri5'")
         if isinstance(adjoint, Direct):
             return _run_direct(problem, adjoint, plan, rhs, stats, options, compiled)
         return _run_continuous(problem, solver, adjoint, plan, rhs, stats, options, compiled)

@@ -45,10 +45,7 @@ class Callbacks:
             return None
         unused = [n + suffix for n in names if n not in known]
         if unused:
-            warn(
-                f"this method never calls {', '.join(unused)}: "
-                + ("it has no error control" if known else "its steps are SciPy's own")
-            )
+            warn(f"this method never calls {', '.join(unused)}: " + _reason(known))
         return cls({n: getattr(func, n + suffix) for n in names if n in known}, time, unpack)
 
     def report(self, accepted: bool, t: float, y: Tensor, h: float) -> None:
@@ -57,3 +54,10 @@ class Callbacks:
         for name in (STEP, ACCEPT if accepted else REJECT):
             if name in self.found:
                 self.found[name](*args)
+
+
+def _reason(known: Sequence[str]) -> str:
+    """Why a method calls no more than the ``known`` callbacks."""
+    if ACCEPT in known:
+        return "SciPy does not tell of steps that it rejects"
+    return "it has no error control" if known else "its intervals are its own"

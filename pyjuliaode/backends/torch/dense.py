@@ -66,6 +66,30 @@ class DenseOutput:
         return list(zip(times, self.y, slopes, strict=True))
 
 
+class StepsOutput(DenseOutput):
+    """The steps themselves, of a method whose steps last: their states and interpolants."""
+
+    def __init__(self, t0: float, direction: float):
+        super().__init__(t0, direction)
+        self.steps: list[Any] = []
+
+    def append(self, step: Any) -> None:
+        self.steps.append(step)
+        self.h.append(step.h)
+        self.bounds.append(step.t1)
+
+    def at(self, t: float) -> Tensor:
+        step = self.steps[self.segment(t)]
+        known = {step.t0: step.y0, step.t1: step.y1}
+        return known[t] if t in known else step.interpolate(t)
+
+    def nodes(self, i: int) -> int:
+        return 14  # the highest order is LSODA's, 12
+
+    def witnesses(self, sides: Sides) -> list[Witness]:
+        return [(sides.after(s.t0, s.t1, {}), s.y0, s.first) for s in self.steps]
+
+
 class RestepOutput(DenseOutput):
     """Dense output by a fresh step from the last step boundary to the time itself.
 

@@ -22,7 +22,7 @@ from ..base import Event
 from ..runge_kutta import Stepper, state_at
 from .callbacks import Callbacks
 from .control import StepFailure
-from .dense import DenseOutput, RestepOutput
+from .dense import DenseOutput, RestepOutput, StepsOutput
 from .events import EventFinder
 from .fixed import endless_grid, fixed_grid
 from .pan.dense import PanOutput
@@ -92,16 +92,16 @@ def run(
 ) -> Trace:
     """Integrate over ``problem.times``; ``f0`` is the slope at y0 where it is already known.
 
-    ``land`` makes the steps end on the requested times, as methods without an interpolant always
-    do: then the derivative with respect to a requested time is that of a step, not of the
-    interpolant, which is one order worse. ``witness`` keeps what a backward pass compares the field
-    with. ``watch`` is called after every accepted step and may
-    raise to stop the run. ``compiled`` makes the stepper, see :meth:`Plan.stream`.
+    ``land`` makes the steps end on the requested times, as those of some methods always do (see
+    :attr:`Plan.lands`): then the derivative with respect to a requested time is that of a step, not
+    of the interpolant, which is one order worse. ``witness`` keeps what a backward pass compares
+    the field with. ``watch`` is called after every accepted step and may raise to stop the run.
+    ``compiled`` makes the stepper, see :meth:`Plan.stream`.
     """
     times = problem.times
     direction = 1.0 if times[-1] >= times[0] else -1.0
     trace = Trace([y0], [times[0]], dense=_dense_output(plan, rhs, times[0], direction, dense))
-    stops = times if land or not plan.has_interpolant else ()
+    stops = times if land or plan.lands else ()
     callbacks = Callbacks.of(
         unwrapped(problem.func), rhs.time, problem.structure.unpack, plan.callbacks
     )
@@ -125,7 +125,7 @@ def run(
                 pending,
                 _collect(trace, step, times, pending, reached, direction, plan, clock),
             )
-            if pending > before and problem.drop_in and plan.kind == "adaptive":
+            if pending > before and problem.drop_in and plan.kind in ("adaptive", "scipy"):
                 stream.begin_interval()
             if record:
                 trace.step_y.append(step.y0.detach())
@@ -179,6 +179,8 @@ def _dense_output(
         return None
     if plan.kind == "pan":
         return PanOutput(t0, direction)
+    if plan.kind == "scipy":
+        return StepsOutput(t0, direction)
     if plan.has_interpolant:
         return DenseOutput(t0, direction)
     if plan.tableau is None:

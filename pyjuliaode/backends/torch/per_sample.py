@@ -188,15 +188,24 @@ class _Loop:
         """Fill in the requested times that lie in the accepted steps of the samples."""
         sign, batch, times = self.sign, self.batch, self.problem.times
         low, high = float((sign * t).min()), float((sign * t1).max())
-        for j in range(1, len(times)):
-            if not low < sign * times[j] <= high:
-                continue
+        due = [j for j in range(1, len(times)) if low < sign * times[j] <= high]
+        if due:
+            k = self._completed(t, torch.where(accept, h, torch.zeros_like(h)), y, k)
+        for j in due:
             inside = accept & (sign * t < sign * times[j]) & (sign * times[j] <= sign * t1)
             theta = (sign * (times[j] - t) / h.clamp(min=torch.finfo(h.dtype).tiny)).clamp(0, 1)
             state = self._extend(y, batch.spread(sign * h), batch.spread(theta), k)
             state = torch.where(batch.spread(t1 == times[j]), y1, state)
             rows[j] = torch.where(batch.spread(inside), state, rows[j])
         return rows
+
+    def _completed(self, t: Tensor, h: Tensor, y: Tensor, k: list[Tensor]) -> list[Tensor]:
+        """The slopes with those that the continuous extension alone reads."""
+        signed = self.sign * h
+        wide = self.batch.spread(signed).to(y.dtype)
+        for c, a in self.plan.tableau.extra:
+            k = [*k, self.field(t + c * signed, y + wide * _weighted(a, k))]
+        return k
 
     def _extend(self, y: Tensor, h: Tensor, theta: Tensor, k: list[Tensor]) -> Tensor:
         total = torch.zeros_like(y)

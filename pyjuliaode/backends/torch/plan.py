@@ -22,7 +22,7 @@ from .callbacks import ACCEPT, REJECT, STEP, Callbacks
 from .control import Control, Norm, rms
 from .fixed import Adams, FixedRK
 from .pan import PanStream
-from .scipy_solver import ScipyStream
+from .scipy_solver import ScipyStream, order_of
 from .tableaus import ADAPTIVE, FIXED
 
 ADAMS = ("explicit_adams", "implicit_adams")
@@ -115,16 +115,30 @@ class Plan:
     @property
     def callbacks(self) -> tuple[str, ...]:
         """The callbacks that the method calls."""
-        return {"adaptive": (STEP, ACCEPT, REJECT), "scipy": (), "pan": ()}.get(self.kind, (STEP,))
+        known = {"adaptive": (STEP, ACCEPT, REJECT), "scipy": (STEP, ACCEPT), "pan": ()}
+        return known.get(self.kind, (STEP,))
+
+    @property
+    def order(self) -> int:
+        """Order of the steps, at most."""
+        if self.kind == "scipy":
+            return order_of(self.options)
+        return 4 if self.tableau is None else self.tableau.order
 
     @property
     def has_interpolant(self) -> bool:
         """The trajectory between the steps is a polynomial of the method's order."""
         if self.kind == "adams":
             return int(self.options.get("max_order", 4)) <= 4
-        if self.kind == "pan":
+        if self.kind in ("pan", "scipy"):
             return True
-        return self.tableau is not None and self.tableau.interpolant is not None
+        return self.tableau.interpolant is not None
+
+    @property
+    def lands(self) -> bool:
+        """The steps end on the requested times: without an interpolant, and where it would be less
+        accurate than the steps, and takes evaluations of its own."""
+        return not self.has_interpolant or bool(self.tableau and self.tableau.extra)
 
     @property
     def abilities(self) -> Abilities:
@@ -192,7 +206,9 @@ class Plan:
                 **order,
             )
         if self.kind == "scipy":
-            return ScipyStream(rhs, stats, self.rtol, self.atol, self.options)
+            return ScipyStream(
+                *(rhs, stats, self.rtol, self.atol, self.options, self.max_steps), callbacks
+            )
         if self.kind == "pan":
             if like.is_complex():
                 raise UnsupportedError(

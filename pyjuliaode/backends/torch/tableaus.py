@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..tableau import Row, Tableau
+from . import dopri8
 
 
 def _poly(scale: float, roots: Sequence[float], quadratic: Row = (1.0,), power: int = 1) -> Row:
@@ -290,6 +291,8 @@ DOPRI8 = Tableau(
     ),
     _DOPRI8_B,
     error=tuple(b - low for b, low in zip(_DOPRI8_B, _DOPRI8_LOW, strict=True)),
+    dense=dopri8.DENSE,
+    extra=dopri8.EXTRA,
 )
 
 ADAPTIVE = {tab.name: tab for tab in (DOPRI5, TSIT5, BOSH3, FEHLBERG2, ADAPTIVE_HEUN, DOPRI8)}

@@ -100,6 +100,8 @@ def product_function(
             if within:
                 if tableau.rows > stages:
                     k.append(field(clock[2], y1))
+                for c, a in tableau.extra:
+                    k.append(field(clock[0] + c * h, combine(y, h, a, k)))
                 of_slopes, *totals = totals
                 outputs.append(torch.stack(k))
                 cotangents.append(of_slopes)

@@ -40,7 +40,7 @@ class StepProduct:
                 moved = theta @ grad
                 cotangent, direct = cotangent + moved, direct - moved
             else:
-                matrix = tableau.weights(y.dtype, y.device).interpolant
+                matrix = tableau.weights(y.dtype, y.device).interpolant.to(y.dtype)
                 degrees = torch.arange(1, matrix.shape[1] + 1)
                 powers = theta ** degrees[:, None]
                 extra = [torch.linalg.multi_dot([matrix, powers, h * grad])]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ....errors import UnsupportedError
 from ....problem import Problem
 from ....rhs import RHS, Time
-from ...runge_kutta import Stepper, powers_of
+from ...runge_kutta import Stepper, coefficients, extended
 from ..control import Control, rms
 from .field import CompiledField
 from .program import Program, agree, largest
@@ -55,7 +55,7 @@ class CompiledStepper(Stepper):
 
     @torch.no_grad()
     def trial(self, t: float, t1: float, h: Time, y: Tensor, t_end: Time | None = None) -> Tensor:
-        self._has_f1, self._end = False, t1 if t_end is None else t_end
+        self._known, self._end = self.tableau.stages, t1 if t_end is None else t_end
         inputs = (self._clock(t, h, self._end), y.detach(), self._first, *self._tolerances)
         if self._step is None:
             self._step = self.field.step(self.problem, self.tableau, self._rms, *inputs)
@@ -82,11 +82,9 @@ class CompiledStepper(Stepper):
                 "variable, what an object holds). Leave out options={'compile': True}"
             )
 
-    def next_slope(self) -> Tensor | None:
-        return self.k[-1] if self.tableau.fsal or self._has_f1 else None
-
-    def _put_f1(self, slope: Tensor) -> None:
+    def _put(self, slope: Tensor) -> None:
         self.k = torch.cat([self.k, slope.detach()[None]])
+        self._known += 1
 
     def error(self) -> Tensor:
         return self._error[0]
@@ -97,9 +95,7 @@ class CompiledStepper(Stepper):
         return super().ratio(control, h, y0, y1)
 
     def extend(self, y0: Tensor, h: Time, theta: Time) -> Tensor:
-        p = self.w.interpolant
-        powers = powers_of(theta, p.shape[1], p.dtype, p.device)
-        return torch.addmv(y0, self.k.t(), torch.mv(p, powers), alpha=h)
+        return extended(y0, h, theta, self.k.t(), self.w.interpolant)
 
     def polynomial(self, h: float) -> Tensor:
-        return torch.mm(self.k.t(), self.w.interpolant).mul_(h)
+        return coefficients(self.k.t(), self.w.interpolant).mul_(h)
