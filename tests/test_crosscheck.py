@@ -250,7 +250,7 @@ def test_a_backend_with_a_wrong_gradient_is_named(wrong):
 def test_a_state_that_is_not_a_number_disagrees(wrong):
     def solve(self, problem, solver, event_fn=None):
         found = TorchBackend().solve(problem, solver, event_fn)
-        found.y = torch.where(torch.arange(len(found.y))[:, None] == 4, math.nan, found.y)
+        found.y = torch.where(torch.arange(len(found.y))[:, None, None] == 4, math.nan, found.y)
         return found
 
     wrong(solve)

@@ -127,6 +127,8 @@ class Plan:
                 "NesterovNODE in its second-order form"
             )
         checkpoints = options.get("checkpoints")
+        if checkpoints is not None:
+            checkpoints = whole("checkpoints", checkpoints, 1)
         if isinstance(gradient, Continuous):
             checkpoints = gradient.checkpoints
         if checkpoints is not None and adjoint in ("gauss", "interpolating"):
