@@ -111,11 +111,11 @@ class PanStream:
         return self.rhs(self.sides.after(t, t1, {}), y)
 
     def _times(self, chosen: Basis, t: float, h: float, end: float) -> Tensor:
-        """Of the nodes."""
+        """Of the nodes, in float64 whatever the state: only the field sees them rounded."""
         times = t + 0.5 * h * (chosen.x.to("cpu", F64) + 1)
         before = self.sides.before(t, end, {})
         times[0], times[-1] = self.sides.after(t, end, {}), end if before is None else before
-        return times.to(self.rhs.time_dtype)
+        return times
 
     @staticmethod
     def _first_n(rtol: float | Tensor) -> int:
@@ -183,7 +183,7 @@ class PanStream:
         if before is not None:
             times = t + 0.5 * h * (chosen.x.double() + 1)
             states = before.between(times.tolist())
-            return self.rhs.batched(times.to(y.device, self.rhs.time_dtype), states)
+            return self.rhs.batched(times.to(y.device), states)
         if self.coarse < 1:
             return None
         slopes, state, span = [f], y, h / self.coarse
