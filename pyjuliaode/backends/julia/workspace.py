@@ -10,12 +10,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ...errors import UnsupportedError
 from ...problem import Problem
 from ...rhs import RHS
 from .runtime import Runtime, translated
 
 CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_double)
 PRECISION = {torch.float32: "Float32", torch.float64: "Float64"}
+NO_POSITION = (
+    "a Nyström method takes h' = v for granted, and the first half of what func returns is not "
+    "the second half of its state (a subclass or a hook may have changed it); use another method"
+)
 _KEPT = 16  # idle workspaces
 _KEPT_BYTES = 256 * 2**20  # and all of them together, but for the last
 
@@ -60,9 +65,17 @@ class Workspace:
             )
 
     def bind(
-        self, problem: Problem, sign: float, event_fn: Callable[..., Tensor] | None = None
+        self,
+        problem: Problem,
+        sign: float,
+        event_fn: Callable[..., Tensor] | None = None,
+        nystrom: bool = False,
     ) -> RHS:
-        """Serve this problem until the next one; Julia's time is ``sign`` times the user's."""
+        """Serve this problem until the next one; Julia's time is ``sign`` times the user's.
+
+        ``nystrom``: the first half of the slopes is not read, so that here it is looked at.
+        """
+        self._nystrom = nystrom
         self.rhs, self.sign, self._event_fn = RHS(problem), sign, event_fn
         self.error = None
         self._sides: dict[float, float] = {}
@@ -104,6 +117,11 @@ class Workspace:
         if self._write is None:
             self._write = self.rhs.writer(self.rhs.destinations(self.du.unsqueeze(0))[0], self.u)
         self._write(self._time(t) if self._sides else self.sign * t)
+        if self._nystrom:
+            half = self.u.numel() // 2
+            same = torch.equal(self.du[:half], self.u[half:])
+            if not same and bool(self.u.isfinite().all()):
+                raise UnsupportedError(NO_POSITION)
         if self.sign < 0:
             self.du.neg_()
 
