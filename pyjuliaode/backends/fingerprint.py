@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -119,12 +119,12 @@ class Fingerprint:
 
 def _puller(module: nn.Module) -> Callable[[nn.Module], tuple[Any, ...]]:
     """What lists all that a module holds, and whether it has hooks."""
-    mine = itemgetter("training", *(vars(module).keys() - _STANDARD))
+    names = tuple(vars(module).keys() - _STANDARD)
 
     def pull(module: nn.Module) -> tuple[Any, ...]:
         own = vars(module)
         return (
-            *(*mine(own), len(own)),
+            *(*map(own.__getitem__, names), len(own)),
             *(*own["_parameters"].values(), *own["_buffers"].values(), *own["_modules"].values()),
             any(map(own.__getitem__, _HOOKS)),
         )
