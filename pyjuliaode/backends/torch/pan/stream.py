@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....errors import warn
 from ....rhs import RHS, Time
 from ....solution import Retcode, SolveStats
 from ...runge_kutta import Sides
@@ -55,7 +56,8 @@ class PanStream:
 
     With ``num_coeffs`` the number of coefficients is fixed, with ``step_size`` the length of the
     intervals; what is not fixed follows the tolerances: an interval is accepted where the iteration
-    has converged and the last coefficients are below the tolerance. One on which the iteration
+    has converged and the last coefficients are below the tolerance. Where both are fixed, nothing
+    follows them, and a warning says that they are not met. An interval on which the iteration
     does not converge is halved in any case. Intervals end on every time of ``stops`` and on the
     discontinuities that ``sides`` knows: no polynomial converges across one.
     """
@@ -78,10 +80,12 @@ class PanStream:
         self.length = options.get("step_size")
         self.most = float(options.get("max_step", math.inf))
         self.fixed, self.points = options.get("num_coeffs"), options.get("num_points")
+        self.given = self.fixed is not None and self.length is not None
         self.coarse = options.get("coarse_steps", 0)
         self.largest = options.get("max_coeffs", 48)
         self.n = self.fixed or min(self._first_n(rtol), self.largest)
         self.h: float | None = options.get("first_step")
+        self._warned = False
         self.sides, self.stops = sides, {*stops, *sides.jumps}
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[PanStep]:
@@ -151,14 +155,25 @@ class PanStream:
             end = t1 if last else t + direction * h
             times = self._times(chosen, t, direction * h, end).to(y.device)
             found = self.solver.solve(
-                chosen, t, direction * h, y, f, times, guess, None if self.fixed else SAFE
+                chosen, t, direction * h, y, f, times, guess, None if self.given else SAFE
             )
-            if found.converged and (self.fixed or found.tail <= SAFE):
+            if found.converged and (self.given or found.tail <= SAFE):
                 self.stats.n_accepted += 1
+                if found.tail > 1 and not self._warned:
+                    self._warn_of(found.tail, t, h)
                 self._lengthen(found, h, last)
                 return found.piece
             self.stats.n_rejected += 1
             before = self._retry(found, h)
+
+    def _warn_of(self, tail: float, t: float, h: float) -> None:
+        self._warned = True
+        warn(
+            f"the interval of length {h:.3g} at t = {t:.6g} has an estimated error of {tail:.1e} "
+            f"times the tolerance: with num_coeffs = {self.n} and a step size both given, nothing "
+            "follows the tolerances. Give more coefficients or shorter intervals, or leave one of "
+            "the two out"
+        )
 
     def _propose(self, t: float, t1: float) -> tuple[float, bool]:
         """Length of the next interval, and whether it ends at t1."""
