@@ -22,6 +22,8 @@ from .krylov import gmres
 # Of a state of that many numbers, or for so many unknowns, Jacobians are formed.
 DENSE_STATE, DENSE_UNKNOWNS = 64, 800
 DENSE_LINEAR = 16  # the same of a linear field, a call for every number
+SAFE = 0.5  # of the tolerance, that the last coefficients may be
+ROUNDING = 4  # units in the last place of the slopes, that are in the last coefficients
 FAST = 0.3  # contraction of stage 1 that stage 2 would not better
 
 
@@ -76,10 +78,12 @@ class Outcome:
     Attributes:
         piece: the last iterate; None where it was not finite.
         converged: the iteration did.
-        tail: size of the last two coefficients, in units of the tolerance.
+        tail: size of the last two coefficients, in units of the tolerance, or of what rounding
+            makes of them where that is more than ``SAFE`` tolerances.
         decay: factor from one coefficient to the next, about.
         rounds: batched evaluations.
         newton: whether stage 2 was needed.
+        finite: the field was, where it was first evaluated.
     """
 
     piece: Piece | None
@@ -88,6 +92,7 @@ class Outcome:
     decay: float = 1.0
     rounds: int = 0
     newton: bool = False
+    finite: bool = True
 
 
 class IntervalSolver:
@@ -142,13 +147,16 @@ class IntervalSolver:
             scale = self._scale(y)
             size = self.norm((basis.rise @ step).abs().amax(0) / scale)
             if not math.isfinite(size):
-                return Outcome(None, False, rounds=rounds, newton=newton)
+                return Outcome(None, False, rounds=rounds, newton=newton, finite=rounds > 1)
             rate = size / last if math.isfinite(last) else 1.0
             rounding = 10 * eps * self.norm(y.abs().amax(0) / scale)
             worst = max(rate, before, 0.1)  # it may fall and rise again
             rest, before = size * min(worst / max(1 - worst, 0.1), 10.0), rate
             done = rest <= self.accuracy or size <= rounding
             tail, decay = self._tail(found, scale)
+            if tail > SAFE:
+                noise = ROUNDING * eps * self.norm((half * k).abs().amax(0) / scale)
+                tail /= max(1.0, noise / SAFE)
             piece = Piece(basis, t0, h, times, y0, k, found)
             if done:
                 return Outcome(piece, True, tail, decay, rounds, newton)

@@ -16,10 +16,9 @@ from ....solution import Retcode, SolveStats
 from ...runge_kutta import Sides
 from ..control import StepFailure, between, resolution
 from .basis import F64, Basis, basis
-from .interval import IntervalSolver, Outcome, Piece
+from .interval import SAFE, IntervalSolver, Outcome, Piece
 
 LADDER = (6, 8, 12, 16, 24, 32, 48, 64, 96)
-SAFE = 0.5  # of the tolerance, that the last coefficients may be
 ROUNDS = 25  # batched evaluations, beyond which an interval was too long
 
 
@@ -85,7 +84,7 @@ class PanStream:
         self.largest = options.get("max_coeffs", 48)
         self.n = self.fixed or min(self._first_n(rtol), self.largest)
         self.h: float | None = options.get("first_step")
-        self._warned = False
+        self._warned, self._finite = False, True
         self.sides, self.stops = sides, {*stops, *sides.jumps}
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[PanStep]:
@@ -164,6 +163,7 @@ class PanStream:
                 self._lengthen(found, h, last)
                 return found.piece
             self.stats.n_rejected += 1
+            self._finite = found.finite
             before = self._retry(found, h)
 
     def _warn_of(self, tail: float, t: float, h: float) -> None:
@@ -184,6 +184,8 @@ class PanStream:
         if self.length is None and 2 * h > room:  # two equal ones rather than a last one of no size
             h = 0.5 * room
         if h < resolution(t):
+            if not self._finite:
+                raise StepFailure(Retcode.UNSTABLE, t, "the field is not finite just after")
             what = f"the iteration converges on no interval, however short ({h:.3g})"
             raise StepFailure(Retcode.CONVERGENCE_FAILURE, t, what)
         return h, False
