@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batching import form_of, handled, users_own
 from .errors import InvalidArgumentError, add_note
 from .problem import Problem, State
 
@@ -36,6 +37,7 @@ class RHS:
         self.second_order = problem.second_order
         self.linear = False  # that is, as far as is known
         self.chunk_size: int | None = None  # of the states of one call of ``batched``
+        self._failures = 0  # of batching, one after another
         self.time_dtype = problem.time_dtype
         self.device = problem.y0.device
         self._args, self._own = problem.args.values, problem.tensors
@@ -164,19 +166,32 @@ class RHS:
         """Values at M times at once: (M,), (M, N) -> (M, N).
 
         By torch.func.vmap; a function that it cannot follow is called for one time after another,
-        and then counts so.
+        and then counts so. An exception of the user's own passes as it is.
         """
-        m = len(t)
+        m, t = len(t), t.to(self.time_dtype)
         self.nfe += m
-        if not _one_by_one.get(self.func, "vmap"):
+        form = form_of(self.func)
+        tries, outer = not _one_by_one.get(self.func, form), handled()
+        if tries:
             try:
                 found = torch.func.vmap(self.flat, chunk_size=self.chunk_size)(t, y)
-            except (RuntimeError, ValueError):  # of branches on values, writes in place, ...
-                _one_by_one.put(self.func, "vmap", True)
+            except Exception as error:
+                if users_own(error, outer):
+                    raise
             else:
+                self._failures = 0
                 self.alongside += m - (1 if self.chunk_size is None else -(-m // self.chunk_size))
                 return found
-        return torch.stack([self.flat(*pair) for pair in zip(t, y, strict=True)])
+        found = torch.stack([self.flat(*pair) for pair in zip(t, y, strict=True)])
+        if tries:
+            self._not_batched(form)
+        return found
+
+    def _not_batched(self, form: object) -> None:
+        """One failure may be of that moment (memory); the second is the function's."""
+        self._failures += 1
+        if self._failures > 1:
+            _one_by_one.put(self.func, form, True)
 
     def pullback(self, t: Tensor, y: Tensor) -> Callable[..., tuple[Tensor, ...]]:
         """Products with the derivatives of :meth:`batched` at (M,), (M, N).

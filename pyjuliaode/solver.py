@@ -79,12 +79,14 @@ class Solver:
             ``step_size`` (length of the intervals; default: as the tolerances ask),
             ``first_step``, ``max_step``, ``max_iters`` (50, of an interval), ``coarse_steps``
             (0, of Euler's method, to begin with), ``chunk_size`` (most states of one call of the
-            forward solve; default: those of all nodes) and ``step_t``, ``jump_t``. The Julia
-            backend takes ``first_step``, ``min_step``, ``max_step``, ``step_size``, ``step_t``,
-            ``jump_t``, ``dense`` and of its own ``checkpoints`` (states that a continuous adjoint
-            keeps instead of all steps), ``jacobian`` (False: finite differences instead of
-            torch's), ``form="mass_matrix"`` (of a Nesterov model) and ``initialization`` ("check",
-            or "brown": solve for the algebraic part of y0).
+            forward solve; default: those of all nodes) and ``step_t``, ``jump_t``; with both
+            ``num_coeffs`` and ``step_size`` nothing follows the tolerances, and a warning says
+            where they are not met. The Julia backend takes ``first_step``, ``min_step``,
+            ``max_step``, ``step_size``, ``step_t``, ``jump_t``, ``dense`` and of its own
+            ``checkpoints`` (states that a continuous adjoint keeps instead of all steps),
+            ``jacobian`` (False: finite differences instead of torch's), ``form="mass_matrix"`` (of
+            a Nesterov model) and ``initialization`` ("check", or "brown": solve for the algebraic
+            part of y0).
 
         native: whether the Julia backend runs the field in Julia, without calls into Python:
             "auto" where the module is made of operations that it knows (linear maps, elementwise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from operator import attrgetter, is_
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..problem import Problem
+from .surroundings import PLAIN, Source, Surroundings, reader
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _EVERYWHERE = (
@@ -18,7 +20,7 @@ _EVERYWHERE = (
     nn.modules.module._global_backward_pre_hooks,
 )
 _KIND = attrgetter("dtype", "shape", "device")
-_CONTAINERS = {list: tuple, set: frozenset, dict: lambda d: tuple(d.items())}
+_STANDARD = vars(nn.Module()).keys() - {"training"}  # attributes of every module
 
 
 def hooked(func: Callable[..., Any]) -> bool:
@@ -28,53 +30,110 @@ def hooked(func: Callable[..., Any]) -> bool:
 
 
 class Fingerprint:
-    """A module as it was: a change of an attribute, submodule, parameter or hook is noticed.
+    """A module as it was: a change of an attribute, submodule, parameter or hook is noticed, and
+    one of what else its code can read, see :class:`Surroundings`.
 
-    What an attribute holds is compared by identity; lists, sets and dicts also by what they hold.
+    Values are compared by identity, plain numbers and texts as such; lists, sets, dicts and small
+    arrays also by what they hold. Nothing but numbers, texts and parameters is kept alive.
     """
 
     def __init__(self, module: nn.Module):
-        standard = vars(nn.Module()).keys() - {"training"}
-        self._dicts: list[dict] = []
-        self._hooks: list[dict] = [*_EVERYWHERE]
-        self._containers: list[tuple[Any, Any]] = []
-        entries: list[tuple[dict, str, Any]] = []
-        for part in module.modules():
-            own = vars(part)
-            held = [own[name] for name in ("_parameters", "_buffers", "_modules")]
-            self._dicts += [own, *held]
-            self._hooks += [own[name] for name in _HOOKS]
-            mine = [(own, k, v) for k, v in own.items() if k not in standard]
-            entries += mine + [(d, k, v) for d in held for k, v in d.items()]
-            self._containers += [
-                (v, _CONTAINERS[type(v)](v)) for _, _, v in mine if type(v) in _CONTAINERS
-            ]
-        self._holders, self._names, self._values = (list(x) for x in zip(*entries, strict=True))
-        self._sizes = list(map(len, self._dicts))
+        around = Surroundings(module)
+        parts = [Source(m, _puller(m)) for m in around.modules]
+        self._sources = [(s.owner, s.pull) for s in (*parts, *around.sources)]
+        values, known = self._pulled(), set()
+        self._readers: list[tuple[int, type, Callable[[Any], list[Any]]]] = []
+        for i, value in enumerate(values):  # grows
+            read = None if id(value) in known else reader(value)
+            if read is not None:
+                known.add(id(value))  # it may hold itself
+                self._readers.append((i, type(value), read))
+                values += read(value)
+        self._remember(values)
         self._leaves = list(module.parameters())
         self._tracked = [p.requires_grad for p in self._leaves]
 
     def unchanged(self) -> bool:
         # by map alone: this is asked before every solve
+        if self._gone or any(_EVERYWHERE):
+            return False
+        values = self._now()
         return (
-            all(map(is_, map(dict.get, self._holders, self._names), self._values))
-            and list(map(len, self._dicts)) == self._sizes
+            values is not None
+            and (list(map(id, values)) == self._ids or self._equal(values))
             and [p.requires_grad for p in self._leaves] == self._tracked
-            and not any(self._hooks)
-            and all(self._same(v, kept) for v, kept in self._containers)
         )
 
-    @staticmethod
-    def _same(value: Any, kept: Any) -> bool:
-        now = _CONTAINERS[type(value)](value)
-        if len(now) != len(kept):
+    def holds(self, value: Any) -> bool:
+        """Whether it is one of the values."""
+        return id(value) in self._ids
+
+    def _pulled(self) -> list[Any]:
+        """Values but those within containers; of what is gone none."""
+        values: list[Any] = []
+        for owner, pull in self._sources:
+            found = owner()
+            if found is not None:
+                values += pull(found)
+        return values
+
+    def _now(self) -> list[Any] | None:
+        """All values; None where one is missing or no longer of its type."""
+        try:
+            values = self._pulled()
+        except KeyError:
+            return None
+        for i, kind, read in self._readers:
+            if i >= len(values) or type(values[i]) is not kind:
+                return None
+            values += read(values[i])
+        return values
+
+    def _remember(self, values: list[Any]) -> None:
+        self._ids = list(map(id, values))
+        self._plain = {i: x for i, x in enumerate(values) if isinstance(x, PLAIN)}
+        self._gone: list[Any] = []  # references to what has died, whose identity means nothing
+        self._references, self._kept = [], []
+        containers = {i for i, *_ in self._readers}
+        for i, value in enumerate(values):
+            if i in self._plain or i in containers:
+                continue  # known by what they hold
+            try:
+                self._references.append(weakref.ref(value, self._gone.append))
+            except TypeError:
+                self._kept.append(value)
+
+    def _equal(self, values: list[Any]) -> bool:
+        """Whether what is another object is an equal number, text or container."""
+        if len(values) != len(self._ids):
             return False
-        if isinstance(value, set):
-            return now == kept
-        flat = zip(now, kept, strict=True)
-        if isinstance(value, dict):
-            return all(a[0] is b[0] and a[1] is b[1] for a, b in flat)
-        return all(a is b for a, b in flat)
+        other = [
+            i for i, (x, was) in enumerate(zip(values, self._ids, strict=True)) if id(x) != was
+        ]
+        known, containers = self._plain, {i for i, *_ in self._readers}
+        same = all(i in containers or (i in known and _same(known[i], values[i])) for i in other)
+        if same:
+            self._remember(values)
+        return same
+
+
+def _puller(module: nn.Module) -> Callable[[nn.Module], tuple[Any, ...]]:
+    """What lists all that a module holds, and whether it has hooks."""
+    names = tuple(vars(module).keys() - _STANDARD)
+
+    def pull(module: nn.Module) -> tuple[Any, ...]:
+        own = vars(module)
+        return (
+            *(*map(own.__getitem__, names), len(own)),
+            *(*own["_parameters"].values(), *own["_buffers"].values(), *own["_modules"].values()),
+            any(map(own.__getitem__, _HOOKS)),
+        )
+
+    return pull
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and (a == b or a != a)
 
 
 class Kinds:

@@ -32,7 +32,7 @@ from .native.field import NativeField, native_field, recall
 from .plan import ADJOINTS, Plan
 from .runtime import Runtime, check_reach, get, started
 from .tableau import tableau_of
-from .workspace import PRECISION, drain
+from .workspace import NO_POSITION, PRECISION, drain
 
 _facts = PerFunction()
 _PLAIN = frozenset((str, int, float, bool, type(None)))
@@ -165,6 +165,8 @@ def _native(
         found = "it goes with neither options['jump_t'] nor a mass matrix"
     else:
         found = known or native_field(runtime, problem)
+        if isinstance(found, NativeField) and plan.method.nystrom and not found.position_first:
+            found = NO_POSITION
     if isinstance(found, NativeField):
         return found if solver.native == "always" or found.pays() else None
     if solver.native == "always":
@@ -325,7 +327,7 @@ def _check_of_plan(problem: Problem, plan: Plan) -> None:
             f"method {plan.method.name!r} takes one step between two times, and an event's time is "
             "not known: pass options={'step_size': ...}"
         )
-    if plan.method.kind == "nystrom" and problem.times[-1] < problem.times[0]:
+    if plan.method.nystrom and problem.times[-1] < problem.times[0]:
         raise UnsupportedError(
             f"method {plan.method.name!r} goes forward in time only; use another for decreasing "
             "times"

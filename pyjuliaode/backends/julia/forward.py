@@ -98,7 +98,7 @@ def run_forward(
         request.tape, request.tensors = native.id, address(tensors)
         request.backwards = sign < 0
     workspace = acquire(runtime, problem, jacobian, params=adjoint)
-    rhs = workspace.bind(problem, sign, event_fn)
+    rhs = workspace.bind(problem, sign, event_fn, plan.method.nystrom)
     if plan.jumps:
         workspace.take_sides(plan.jumps, forward=True)
     try:
@@ -144,7 +144,7 @@ def _fill(
     request.dt = plan.dt or (ours[-1] - ours[0] if grid else 0.0)
     request.dtmin, request.dtmax = plan.dtmin, plan.dtmax
     request.adaptive, request.maxiters = plan.adaptive, _most_steps(plan, ours)
-    request.second_order = plan.method.kind == "nystrom"
+    request.second_order = plan.method.nystrom
     request.ncheckpoints = plan.checkpoints or 0
     land = land or plan.lands or grid
     if plan.stops or land:

@@ -74,6 +74,11 @@ class Method:
     def implicit(self) -> bool:
         return self.kind in IMPLICIT
 
+    @property
+    def nystrom(self) -> bool:
+        """Of h'' = f(t, h, h') alone."""
+        return self.kind == "nystrom"
+
 
 @cache
 def table() -> dict[str, Method]:

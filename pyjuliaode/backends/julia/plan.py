@@ -120,7 +120,7 @@ class Plan:
                 "options={'jacobian': False}: without a Jacobian that is told the time, gradients "
                 "of a system with a mass matrix come out wrong in silence; leave the option out"
             )
-        if method.kind == "nystrom" and not problem.second_order:
+        if method.nystrom and not problem.second_order:
             raise UnsupportedError(
                 f"method {solver.method!r} solves h'' = f(t, h, h') and needs a state (h, h') "
                 "whose first half has the second as its derivative: HBNODE, SONODE, or "
@@ -221,13 +221,13 @@ def _check_checkpoints(
         why = "a system with a mass matrix"
     elif fixed:
         why = "steps of fixed size"
-    elif method.kind == "nystrom" or (adjoint == "gauss" and method.implicit):
+    elif method.nystrom or (adjoint == "gauss" and method.implicit):
         why = f"adjoint {adjoint!r} and method {name!r}"
     if why is not None:
         raise UnsupportedError(
             f"options['checkpoints'] cannot be had with {why}: leave it out, or use "
             "adjoint='backsolve'"
-            + (" or 'interpolating'" if adjoint == "gauss" and method.kind != "nystrom" else "")
+            + (" or 'interpolating'" if adjoint == "gauss" and not method.nystrom else "")
         )
 
 

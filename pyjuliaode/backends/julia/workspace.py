@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from ...adjoints.checks import Witness
+from ...errors import UnsupportedError
 from ...problem import Problem
 from ...rhs import RHS
 from .runtime import Runtime, translated
 
 CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_double)
 PRECISION = {torch.float32: "Float32", torch.float64: "Float64"}
+NO_POSITION = (
+    "a Nyström method takes h' = v for granted, and the first half of what func returns is not "
+    "the second half of its state (a subclass or a hook may have changed it); use another method"
+)
 _KEPT = 16  # idle workspaces
 _KEPT_BYTES = 256 * 2**20  # and all of them together, but for the last
 
@@ -61,9 +66,17 @@ class Workspace:
             )
 
     def bind(
-        self, problem: Problem, sign: float, event_fn: Callable[..., Tensor] | None = None
+        self,
+        problem: Problem,
+        sign: float,
+        event_fn: Callable[..., Tensor] | None = None,
+        nystrom: bool = False,
     ) -> RHS:
-        """Serve this problem until the next one; Julia's time is ``sign`` times the user's."""
+        """Serve this problem until the next one; Julia's time is ``sign`` times the user's.
+
+        ``nystrom``: the first half of the slopes is not read, so that here it is looked at.
+        """
+        self._nystrom = nystrom
         self.rhs, self.sign, self._event_fn = RHS(problem), sign, event_fn
         self.error = self._first = self._last = None
         self._sides: dict[float, float] = {}
@@ -121,6 +134,11 @@ class Workspace:
         if self._first is None:
             self._first = (at, self.u.clone(), self.du.clone())
         self._last = at
+        if self._nystrom:
+            half = self.u.numel() // 2
+            same = torch.equal(self.du[:half], self.u[half:])
+            if not same and bool(self.u.isfinite().all()):
+                raise UnsupportedError(NO_POSITION)
         if self.sign < 0:
             self.du.neg_()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ from .fixed import endless_grid, fixed_grid
 from .pan.dense import PanOutput
 from .plan import Plan
 
+MANY = 16  # requested times within a step, that are worth one call
 EVENT_POINTS = 8  # times within a step at which an event is looked for
 
 
@@ -199,6 +201,8 @@ def _collect(
     clock: Mapping[float, Tensor],
 ) -> int:
     """Append the states at the requested times within the step, up to ``reached``."""
+    if plan.kind == "pan":  # a polynomial for many times costs hardly more than for one
+        pending += _append_many(trace, step, times, pending, reached, direction)
     while pending < len(times) and direction * (reached - times[pending]) >= 0:
         t = times[pending]
         at = clock.get(t, t)
@@ -208,6 +212,18 @@ def _collect(
             trace.rows.append(state_at(step, t, at, plan.linear))
         pending += 1
     return pending
+
+
+def _append_many(
+    trace: Trace, step: Any, times: list[float], pending: int, reached: float, direction: float
+) -> int:
+    """Append the states at all times before the end of the step, where there are many."""
+    end = min(reached, step.t1, key=lambda t: direction * t)
+    last = bisect_left(times, direction * end, lo=pending, key=lambda t: direction * t)
+    if last - pending < MANY:
+        return 0
+    trace.rows += step.states(times[pending:last])
+    return last - pending
 
 
 @torch.no_grad()

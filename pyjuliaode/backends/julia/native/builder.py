@@ -59,6 +59,10 @@ class Builder:
         if self.batch > 1 and lane is not None and lane != self._axis:
             raise MixedSamples("its result mixes the samples of the batch")
         self.tape.result = self._operand(names)
+        half = found.numel() // 2
+        self.tape.position_first = torch.equal(
+            found.reshape(-1)[:half], self.state.reshape(-1)[half:]
+        )
         self._renumber()
         return self.tape
 

@@ -63,9 +63,11 @@ class NativeField:
     def __init__(self, runtime: Runtime, problem: Problem, tape: Tape):
         self._tensors = [tensor for tensor, _ in tape.tensors]
         self._kinds = Kinds(self._tensors)  # contiguous, as Julia takes them
+        self._numbers = tape.numbers
         self._seen = Fingerprint(problem.func)
         self.params = problem.params
         self._weights, self._work = tape.weights, tape.work
+        self.position_first = tape.position_first
         self._all = problem.explicit_params is None
         starts = {id(p): 0 for p in problem.params}
         offset = 0
@@ -95,7 +97,7 @@ class NativeField:
         """Whether the module and its parameters are still those of the tape; if so the problem
         need not look for them.
         """
-        if not (self._seen.unchanged() and self._kinds.unchanged()):
+        if not all(x.unchanged() for x in (self._seen, self._kinds, self._numbers)):
             return False
         return same_params(problem, self.params, self._all)
 
@@ -119,14 +121,18 @@ def _array(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
 
 def recall(problem: Problem) -> NativeField | None:
     """The tape that the problem's field had in an earlier solve, if it still holds."""
-    known = _fields.get(problem.func, (problem.structure.shapes, problem.y0.dtype))
+    known = _fields.get(problem.func, _key(problem))
     return known if isinstance(known, NativeField) and known.current(problem) else None
+
+
+def _key(problem: Problem) -> tuple[object, ...]:
+    state = (problem.structure.is_tuple, problem.structure.shapes, problem.y0.dtype)
+    return (*state, torch.get_default_dtype())
 
 
 def native_field(runtime: Runtime, problem: Problem) -> NativeField | str:
     """A tape of the problem's field, or why it has none."""
-    func, y0 = problem.func, problem.y0
-    key = (problem.structure.shapes, y0.dtype)
+    func, key = problem.func, _key(problem)
     known = _fields.get(func, key)
     if isinstance(known, _Refused) and known.seen.unchanged():
         return known.reason
@@ -154,13 +160,14 @@ class _Refused:
 
 
 def _made(runtime: Runtime, problem: Problem) -> NativeField:
-    func = problem.func
+    func, rhs = problem.func, RHS(problem)
+    t, y = rhs.time(problem.times[0]), problem.y0.detach().view(problem.structure.shapes[0])
+    with torch.no_grad():
+        rhs.value(t, y)  # what a first call fills (caches of libraries) is no change by the next
     before = Fingerprint(func)
-    rhs = RHS(problem)
-    y = problem.y0.detach().view(problem.structure.shapes[0])
-    tape = translate(func, rhs.time(problem.times[0]), y)
+    tape = translate(func, t, y, before.holds)
     if not before.unchanged():
-        raise Untranslatable("calling the module changes its attributes")
+        raise Untranslatable("calling the module changes its attributes, or a global")
     listed = {id(p) for p in problem.params}
     if problem.explicit_params is None and any(
         x.requires_grad and id(x) not in listed for x, _ in tape.tensors

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ...numbers_read import Numbers
+
 ADD, MUL, DIV, LINEAR, CONVOLUTION, SUM = 32, 33, 34, 35, 36, 37
 PRODUCTS = (LINEAR, CONVOLUTION)
 # In the order of FUNCTIONS in julia/src/native/functions.jl.
@@ -82,6 +84,8 @@ class Tape:
         later: how many scalars do not depend on the time.
         scalars, features: how many there are.
         shape: (before, batch, after).
+        numbers: those of tensors that were read by the code of the field, and not as tensors.
+        position_first: the first half of du is the second half of the state itself.
     """
 
     before_time: list[Op] = field(default_factory=list)
@@ -94,6 +98,8 @@ class Tape:
     scalars: int = 0
     features: int = 0
     shape: tuple[int, int, int] = (1, 1, 1)
+    numbers: Numbers = field(default_factory=Numbers)
+    position_first: bool = False
 
     @property
     def weights(self) -> int:

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ...numbers_read import numbers_read
 from .builder import Builder, MixedSamples, Untranslatable
 from .operations import COMPUTES, MOVES, SAME
 from .tape import Tape
 
 
-def translate(func: nn.Module, t: Tensor, y: Tensor) -> Tape:
-    """The tape of ``func(t, y)`` at the shape and dtype of ``y``.
+def translate(
+    func: nn.Module, t: Tensor, y: Tensor, known: Callable[[Tensor], bool] = lambda x: False
+) -> Tape:
+    """The tape of ``func(t, y)`` at the shape and dtype of ``y``; ``known`` says of a tensor
+    whether it is the same in every call.
 
     Raises:
         Untranslatable: with the name of the operation, or what else stands in the way.
     """
     with torch.no_grad():
         try:
-            graph = make_fx(func, pre_dispatch=True)(t, y)
+            with numbers_read(known) as numbers:
+                graph = make_fx(func, pre_dispatch=True)(t, y)
         except Exception as error:  # whatever the user's module and the tracer make of each other
             raise Untranslatable(f"tracing it raised {type(error).__name__}: {error}") from error
     reason = None
     for axis in _axes(y):
         try:
-            return _built(graph, Builder(y.shape, axis, y.dtype))
+            tape = _built(graph, Builder(y.shape, axis, y.dtype))
+            tape.numbers = numbers
+            return tape
         except MixedSamples as error:
             reason = error
     raise Untranslatable(str(reason)) from reason

@@ -106,13 +106,16 @@ class CompiledField:
         inputs: Sequence[Tensor],
         compared: int | None,
     ) -> Program:
+        if not self._seen.unchanged():
+            raise _refusal("it, or something that it reads, has changed since the solve")
         tensors = [*problem.func.parameters(), *problem.func.buffers()]
         tensors = [x for x in tensors if not x.is_inference()]
         versions = [x._version for x in tensors]
         try:
             # what inference mode makes can have no gradients
             with torch.inference_mode(False):
-                program = Program(function, *map(_ordinary, inputs), compared=compared)
+                inputs = map(_ordinary, inputs)
+                program = Program(function, *inputs, known=self._seen.holds, compared=compared)
             listed = {id(x) for x in problem.params}
             if problem.explicit_params is None and any(
                 x.requires_grad and id(x) not in listed for x in program.held
@@ -121,7 +124,7 @@ class CompiledField:
                     "it depends on a tensor with a gradient that is none of its parameters"
                 )
             if [x._version for x in tensors] != versions or not self._seen.unchanged():
-                raise CannotCompile("calling it changes its attributes or buffers")
+                raise CannotCompile("calling it changes its attributes or buffers, or a global")
         except CannotCompile as error:
             raise _refusal(str(error)) from error
         return program
@@ -134,7 +137,8 @@ def compiled_field(problem: Problem, tableau: Tableau) -> CompiledField | None:
         UnsupportedError: the module, or what surrounds the solve, cannot be compiled for.
     """
     func, y0 = problem.func, problem.y0
-    key = (problem.structure.shapes, y0.dtype, tableau.name, torch.get_num_threads())
+    state = (problem.structure.is_tuple, problem.structure.shapes, y0.dtype)
+    key = (*state, tableau.name, torch.get_num_threads(), torch.get_default_dtype())
     with _lock:
         known = _fields.get(func, "compiled") or []
         for field in known:
@@ -151,6 +155,7 @@ def compiled_field(problem: Problem, tableau: Tableau) -> CompiledField | None:
                     "uncompiled from now on"
                 )
             return None
+        _call_once(problem)
         field = CompiledField(problem, key)
         _fields.put(func, "compiled", [*known, field])
         return field
@@ -175,6 +180,13 @@ def _obstacle(problem: Problem) -> str | None:
     if hooked(func):
         return "func has hooks, which would not be called"
     return None
+
+
+@torch.no_grad()
+def _call_once(problem: Problem) -> None:
+    """So that what a first call fills (caches of libraries) is no change that a trace makes."""
+    t = torch.tensor(problem.times[0], dtype=problem.time_dtype)
+    flat_field(problem)(t, problem.y0.detach())
 
 
 def _refusal(reason: str) -> UnsupportedError:

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ...fingerprint import Kinds
+from ...numbers_read import Numbers, UnknownRead, numbers_read
 
 # The wrapper in C++ rather than Python: a third less time for a step of a small network.
 _OPTIONS = {"cpp_wrapper": True}
@@ -29,17 +30,19 @@ class Program:
     Tensors that the function uses besides its arguments (parameters, buffers) are read anew in
     every call, so that their values may change; ``None`` among the results stays where it was.
     The results, or the first ``compared`` of them, are checked once against the function's own.
+    ``known`` says of a tensor whether it is the same in every call.
     """
 
     def __init__(
         self,
         function: Callable[..., Sequence[Tensor | None]],
         *inputs: Tensor,
+        known: Callable[[Tensor], bool],
         compared: int | None = None,
     ):
         inputs = tuple(x.detach().contiguous() for x in inputs)
         with torch.no_grad():
-            graph, self.held = _trace(function, inputs)
+            graph, self.held, self._numbers = _trace(function, inputs, known)
             self._present = _without_none(graph)
             self._run = _compile(graph, (*inputs, *(x.detach() for x in self.held)))
             self._kinds = Kinds(self.held)
@@ -53,16 +56,23 @@ class Program:
         return [next(rest) if there else None for there in self._present]
 
     def readable(self) -> bool:
-        """Whether the tensors that it holds are still what it was compiled for."""
-        return self._kinds.unchanged()
+        """Whether the tensors that it holds are still what it was compiled for, and those whose
+        numbers it keeps still hold these.
+        """
+        return self._kinds.unchanged() and self._numbers.unchanged()
 
 
 def _trace(
-    function: Callable[..., Any], inputs: Sequence[Tensor]
-) -> tuple[fx.GraphModule, list[Tensor]]:
-    """The graph of a function, and the tensors that it uses besides its inputs as further ones."""
+    function: Callable[..., Any], inputs: Sequence[Tensor], known: Callable[[Tensor], bool]
+) -> tuple[fx.GraphModule, list[Tensor], Numbers]:
+    """The graph of a function, the tensors that it uses besides its inputs as further ones, and
+    the numbers that it keeps.
+    """
     try:
-        traced = make_fx(function)(*inputs)
+        with numbers_read(known) as numbers:
+            traced = make_fx(function)(*inputs)
+    except UnknownRead as error:
+        raise CannotCompile(str(error)) from error
     except Exception as error:  # whatever the user's module and the tracer make of each other
         first = str(error).strip().split("\n")[0]
         raise CannotCompile(f"tracing it raised {type(error).__name__}: {first}") from error
@@ -84,7 +94,7 @@ def _trace(
     for node in graph.nodes:
         node.meta.clear()  # shapes of the tracer's own, which the compiler would not accept
     traced.recompile()
-    return traced, held
+    return traced, held, numbers
 
 
 def _without_none(traced: fx.GraphModule) -> list[bool]:

@@ -60,26 +60,33 @@ class CompiledStepper(Stepper):
         if self._step is None:
             self._step = self.field.step(self.problem, self.tableau, self._rms, *inputs)
         y1, self.k, *self._error = self._step(*inputs)
-        if not self._checked and self.tableau.stages > 1:
-            second = torch.add(y, self._first, alpha=h * self.tableau.a[0][0])
-            self._check(self.k[1], self.rhs(t + h * self.tableau.c[1], second))
-            self.rhs.nfe -= 1
+        if self.tableau.stages > 1 and (not self._checked or t1 == self.problem.times[-1]):
+            self._check_stage(t, h, y, y1)
         self.rhs.nfe += self.tableau.stages - 1
         return y1
 
     def _clock(self, *numbers: float) -> Tensor:
         return torch.tensor(numbers, dtype=self.problem.time_dtype)
 
+    def _check_stage(self, t: float, h: Time, y: Tensor, y1: Tensor) -> None:
+        """Of the last slope where that is the field's at the end of the step, or of the second."""
+        if self.tableau.fsal:
+            self._check(self.k[-1], self.rhs(self._end, y1))
+        else:
+            second = torch.add(y, self._first, alpha=h * self.tableau.a[0][0])
+            self._check(self.k[1], self.rhs(t + h * self.tableau.c[1], second))
+        self.rhs.nfe -= 1
+
     def _check(self, slope: Tensor, wanted: Tensor) -> None:
-        """Once a solve: that the module is what was compiled, also where it reads other things
-        than its attributes and parameters.
+        """At the start and the end of a solve: that the module is what was compiled, also where it
+        reads what no look at its code finds (a file, an object made when it is called).
         """
         self._checked = True
         if not agree(slope, wanted, largest(wanted)):
             raise UnsupportedError(
-                "func gives other values than when it was compiled, and none of its attributes, "
-                "parameters and buffers was replaced: it depends on something else (a global "
-                "variable, what an object holds). Leave out options={'compile': True}"
+                "func gives other values than when it was compiled, and nothing that its code is "
+                "seen to read was changed: it depends on something else (a file, a clock, what an "
+                "object holds). Leave out options={'compile': True}"
             )
 
     def _put(self, slope: Tensor) -> None:

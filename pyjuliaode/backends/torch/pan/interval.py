@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ....batching import handled, users_own
 from ....rhs import RHS
 from .basis import F64, Basis, rises_at
 from .krylov import gmres
@@ -21,6 +22,8 @@ from .krylov import gmres
 # Of a state of that many numbers, or for so many unknowns, Jacobians are formed.
 DENSE_STATE, DENSE_UNKNOWNS = 64, 800
 DENSE_LINEAR = 16  # the same of a linear field, a call for every number
+SAFE = 0.5  # of the tolerance, that the last coefficients may be
+ROUNDING = 4  # units in the last place of the slopes, that are in the last coefficients
 FAST = 0.3  # contraction of stage 1 that stage 2 would not better
 
 
@@ -75,10 +78,12 @@ class Outcome:
     Attributes:
         piece: the last iterate; None where it was not finite.
         converged: the iteration did.
-        tail: size of the last two coefficients, in units of the tolerance.
+        tail: size of the last two coefficients, in units of the tolerance, or of what rounding
+            makes of them where that is more than ``SAFE`` tolerances.
         decay: factor from one coefficient to the next, about.
         rounds: batched evaluations.
         newton: whether stage 2 was needed.
+        finite: the field was, where it was first evaluated.
     """
 
     piece: Piece | None
@@ -87,6 +92,7 @@ class Outcome:
     decay: float = 1.0
     rounds: int = 0
     newton: bool = False
+    finite: bool = True
 
 
 class IntervalSolver:
@@ -132,22 +138,25 @@ class IntervalSolver:
         last, before, newton, worse = math.inf, 1.0, False, 0
         for rounds in range(1, self.rounds + 1):
             y = base + basis.rise @ d
-            k = self.rhs.batched(times, y)
-            k[0] = f0
+            # what a field returns may be memory of its own, a parameter spread over the times
+            k = torch.cat([f0[None], self.rhs.batched(times, y)[1:]])
             found = basis.fit @ (half * k - g0)
-            if self.rhs.second_order and not newton:  # whose steps are for the plain iteration
+            if not newton and self._second_order(y, k):  # Newton's are for the plain iteration
                 k, found = self._collocated_twice(basis, k, found, base, half)
             step = found - d
             scale = self._scale(y)
             size = self.norm((basis.rise @ step).abs().amax(0) / scale)
             if not math.isfinite(size):
-                return Outcome(None, False, rounds=rounds, newton=newton)
+                return Outcome(None, False, rounds=rounds, newton=newton, finite=rounds > 1)
             rate = size / last if math.isfinite(last) else 1.0
             rounding = 10 * eps * self.norm(y.abs().amax(0) / scale)
             worst = max(rate, before, 0.1)  # it may fall and rise again
             rest, before = size * min(worst / max(1 - worst, 0.1), 10.0), rate
             done = rest <= self.accuracy or size <= rounding
             tail, decay = self._tail(found, scale)
+            if tail > SAFE:
+                noise = ROUNDING * eps * self.norm((half * k).abs().amax(0) / scale)
+                tail /= max(1.0, noise / SAFE)
             piece = Piece(basis, t0, h, times, y0, k, found)
             if done:
                 return Outcome(piece, True, tail, decay, rounds, newton)
@@ -162,6 +171,15 @@ class IntervalSolver:
             d = found if corrected is None else d + corrected
             last = size
         return Outcome(None, False, rounds=rounds, newton=newton)
+
+    def _second_order(self, y: Tensor, k: Tensor) -> bool:
+        """Whether the state is (h, v) with h' = v: not that a class says so, a subclass or a hook
+        may have changed it, but that the slopes are these numbers.
+        """
+        if not self.rhs.second_order:
+            return False
+        n = y.shape[1] // 2
+        return torch.equal(k[1:, :n], y[1:, n:])
 
     def _collocated_twice(
         self, basis: Basis, k: Tensor, d: Tensor, base: Tensor, half: float
@@ -198,10 +216,13 @@ class IntervalSolver:
         self, basis: Basis, times: Tensor, y: Tensor, half: float, step: Tensor
     ) -> Tensor | None:
         """(1 - half fit J rise)^-1 step; None where the field has no derivatives here."""
+        outer = handled()
         try:
             return self._corrected(basis, times, y, half, step)
-        except (RuntimeError, NotImplementedError, ValueError):  # no derivatives of an operation,
-            return None  # or no batching of it
+        except Exception as error:  # no derivatives of an operation, or no batching of it
+            if users_own(error, outer):
+                raise
+            return None
 
     def _corrected(
         self, basis: Basis, times: Tensor, y: Tensor, half: float, step: Tensor
@@ -232,6 +253,7 @@ class IntervalSolver:
             units = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
             columns = [self.rhs.batched(times, e.expand_as(y)) for e in units]
             return torch.stack(columns, dim=2)
+        times = times.to(self.rhs.time_dtype)
         found = torch.func.vmap(torch.func.jacrev(self.rhs.flat, argnums=1))(times, y)
         self._count(y.numel())
         return found.detach()
@@ -250,12 +272,18 @@ class IntervalSolver:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             out = self.rhs.batched(times, y)
+            if not out.requires_grad:  # no function of the state
+                return torch.zeros_like
             w = torch.zeros_like(out, requires_grad=True)
-            (pulled,) = torch.autograd.grad(out, y, w, create_graph=True)
+            (pulled,) = torch.autograd.grad(out, y, w, create_graph=True, materialize_grads=True)
         self._count(len(y))
+        if not pulled.requires_grad:
+            return torch.zeros_like
 
         def push(v: Tensor) -> Tensor:
             self._count(len(y))
-            return torch.autograd.grad(pulled, w, v, retain_graph=True)[0]
+            return torch.autograd.grad(
+                pulled, w, v, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
 
         return push

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....errors import warn
 from ....rhs import RHS, Time
 from ....solution import Retcode, SolveStats
 from ...runge_kutta import Sides
 from ..control import StepFailure, between, resolution
 from .basis import F64, Basis, basis
-from .interval import IntervalSolver, Outcome, Piece
+from .interval import SAFE, IntervalSolver, Outcome, Piece
 
 LADDER = (6, 8, 12, 16, 24, 32, 48, 64, 96)
-SAFE = 0.5  # of the tolerance, that the last coefficients may be
 ROUNDS = 25  # batched evaluations, beyond which an interval was too long
 
 
@@ -62,7 +62,8 @@ class PanStream:
 
     With ``num_coeffs`` the number of coefficients is fixed, with ``step_size`` the length of the
     intervals; what is not fixed follows the tolerances: an interval is accepted where the iteration
-    has converged and the last coefficients are below the tolerance. One on which the iteration
+    has converged and the last coefficients are below the tolerance. Where both are fixed, nothing
+    follows them, and a warning says that they are not met. An interval on which the iteration
     does not converge is halved in any case. Intervals end on every time of ``stops`` and on the
     discontinuities that ``sides`` knows: no polynomial converges across one.
     """
@@ -85,10 +86,12 @@ class PanStream:
         self.length = options.get("step_size")
         self.most = float(options.get("max_step", math.inf))
         self.fixed, self.points = options.get("num_coeffs"), options.get("num_points")
+        self.given = self.fixed is not None and self.length is not None
         self.coarse = options.get("coarse_steps", 0)
         self.largest = options.get("max_coeffs", 48)
         self.n = self.fixed or min(self._first_n(rtol), self.largest)
         self.h: float | None = options.get("first_step")
+        self._warned, self._finite = False, True
         self.sides, self.stops = sides, {*stops, *sides.jumps}
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[PanStep]:
@@ -118,11 +121,11 @@ class PanStream:
         return self.rhs(self.sides.after(t, t1, {}), y)
 
     def _times(self, chosen: Basis, t: float, h: float, end: float) -> Tensor:
-        """Of the nodes."""
+        """Of the nodes, in float64 whatever the state: only the field sees them rounded."""
         times = t + 0.5 * h * (chosen.x.to("cpu", F64) + 1)
         before = self.sides.before(t, end, {})
         times[0], times[-1] = self.sides.after(t, end, {}), end if before is None else before
-        return times.to(self.rhs.time_dtype)
+        return times
 
     @staticmethod
     def _first_n(rtol: float | Tensor) -> int:
@@ -158,14 +161,26 @@ class PanStream:
             end = t1 if last else t + direction * h
             times = self._times(chosen, t, direction * h, end).to(y.device)
             found = self.solver.solve(
-                chosen, t, direction * h, y, f, times, guess, None if self.fixed else SAFE
+                chosen, t, direction * h, y, f, times, guess, None if self.given else SAFE
             )
-            if found.converged and (self.fixed or found.tail <= SAFE):
+            if found.converged and (self.given or found.tail <= SAFE):
                 self.stats.n_accepted += 1
+                if found.tail > 1 and not self._warned:
+                    self._warn_of(found.tail, t, h)
                 self._lengthen(found, h, last)
                 return found.piece
             self.stats.n_rejected += 1
+            self._finite = found.finite
             before = self._retry(found, h)
+
+    def _warn_of(self, tail: float, t: float, h: float) -> None:
+        self._warned = True
+        warn(
+            f"the interval of length {h:.3g} at t = {t:.6g} has an estimated error of {tail:.1e} "
+            f"times the tolerance: with num_coeffs = {self.n} and a step size both given, nothing "
+            "follows the tolerances. Give more coefficients or shorter intervals, or leave one of "
+            "the two out"
+        )
 
     def _propose(self, t: float, t1: float) -> tuple[float, bool]:
         """Length of the next interval, and whether it ends at t1."""
@@ -176,6 +191,8 @@ class PanStream:
         if self.length is None and 2 * h > room:  # two equal ones rather than a last one of no size
             h = 0.5 * room
         if h < resolution(t):
+            if not self._finite:
+                raise StepFailure(Retcode.UNSTABLE, t, "the field is not finite just after")
             what = f"the iteration converges on no interval, however short ({h:.3g})"
             raise StepFailure(Retcode.CONVERGENCE_FAILURE, t, what)
         return h, False
@@ -190,7 +207,7 @@ class PanStream:
         if before is not None:
             times = t + 0.5 * h * (chosen.x.double() + 1)
             states = before.between(times.tolist())
-            return self.rhs.batched(times.to(y.device, self.rhs.time_dtype), states)
+            return self.rhs.batched(times.to(y.device), states)
         if self.coarse < 1:
             return None
         slopes, state, span = [f], y, h / self.coarse
