@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgumentError, unknown_name
+from ..problem import parameters_of
 from ..refusal import refuse_transforms
 from . import reversible
 from .calls import residual, value
-from .exact import Broken, ExactState, Ratio
+from .exact import ExactState, Ratio
 
 MODES = ("backprop", "reversible")
 
@@ -70,7 +71,6 @@ class MomentumNet(nn.Module):
         self.init_speed = init_speed if isinstance(init_speed, nn.Module) else None
         self.gamma, self.residual = _momentum(gamma), bool(residual)
         self.mode = mode
-        self._checked: set[nn.Module] = set()
 
     @property
     def mode(self) -> str:
@@ -131,12 +131,7 @@ class MomentumNet(nn.Module):
         task = self._task(args, kwargs)
         v = self._start(x)
         state = reversible.forward(task, x, v, task.tensors)
-        try:
-            for k in reversed(range(self.depth)):
-                f = reversible.second_call(task, k, state.retreat().requires_grad_(), task.tensors)
-                state.undo(f.detach())
-        except Broken:
-            raise reversible.broken() from None
+        reversible.undone(task, state, task.tensors, lambda *_: None)
         # the digits of x and v below those of the state, which no layer has seen
         rounded = ExactState(x, v, self.gamma)
         return state.value() + (x - rounded.value()), state.speed() + (v - rounded.speed())
@@ -145,10 +140,7 @@ class MomentumNet(nn.Module):
         return f"depth={self.depth}, gamma={self.gamma:g}, mode={self.mode!r}"
 
     def _task(self, args: Any, kwargs: Any) -> reversible.Task:
-        functions = list(self.functions)
-        return reversible.Task(
-            functions, self.gamma, not self.residual, self._checked, args, kwargs
-        )
+        return reversible.Task(list(self.functions), self.gamma, not self.residual, args, kwargs)
 
     def _start(self, x: Tensor) -> Tensor:
         """The first v."""
@@ -169,7 +161,8 @@ class MomentumNet(nn.Module):
         if not torch.is_grad_enabled():
             return False
         given = [a for a in chain(args, kwargs.values()) if isinstance(a, Tensor)]
-        everything = chain((x, v), given, self.functions.parameters())
+        params = chain.from_iterable(map(parameters_of, self.functions))
+        everything = chain((x, v), given, params)
         return any(tensor.requires_grad for tensor in everything)
 
     def _plain(self, x: Tensor, v: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:

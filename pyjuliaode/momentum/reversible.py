@@ -19,10 +19,14 @@ from .._torch import opaque
 from ..errors import SolverError
 from ..refusal import once_only
 from ..solution import Retcode
-from .calls import Buffers, Randomness, autocast_now, check_leaves, frozen_statistics, residual
+from .calls import Randomness, autocast_now, residual
 from .exact import Broken, ExactState, NotFinite
+from .function import Function
 
 BACKPROP = "use mode='backprop'"
+
+# of (k, x before layer k, f of it, pairs of tensors and what was taken in place of them)
+Visit = Callable[[int, Tensor, Tensor, Sequence[tuple[Tensor, Tensor]]], None]
 
 
 @dataclass
@@ -33,22 +37,24 @@ class Task:
         functions: one for every layer.
         gamma: of the momentum.
         skip_inside: the functions return x + f(x).
-        checked: functions whose graph has been looked at; these are added.
         args, kwargs: further arguments of every function.
     """
 
     functions: Sequence[nn.Module]
     gamma: float
     skip_inside: bool
-    checked: set[nn.Module]
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.leaves, self.spec = pytree.tree_flatten((tuple(self.args), dict(self.kwargs)))
         self.places = [i for i, x in enumerate(self.leaves) if isinstance(x, Tensor)]
-        self.own = {id(f): [p for p in f.parameters() if p.requires_grad] for f in self.functions}
-        self.params = list(dict.fromkeys(p for own in self.own.values() for p in own))
+        known: dict[nn.Module, Function] = {}
+        for k, f in enumerate(self.functions):
+            if f not in known:
+                known[f] = Function(f, k)
+        self.known = known
+        self.params = list(dict.fromkeys(p for f in known.values() for p in f.params))
         self.random: list[Randomness | None] = []
         self.autocast: Callable[[], contextlib.AbstractContextManager[Any]] = None
 
@@ -93,6 +99,8 @@ def forward(task: Task, x: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Exac
             state.advance(f)
     except NotFinite:
         raise SolverError(f"MomentumNet: {what}", Retcode.UNSTABLE) from None
+    for known in task.known.values():
+        known.note()
     return state
 
 
@@ -104,24 +112,66 @@ def _first_call(
     With a graph, that is thrown away: some modules take other, differently rounded ways without.
     """
     x.requires_grad_()
-    before, buffers = Randomness.now(x.device), Buffers(function, k)
-    with torch.enable_grad():
+    known = task.known[function]
+    with torch.enable_grad(), known.calling():
+        began = x.view_as(x).grad_fn
+        before = Randomness.now(x.device) if known.may_draw else None
         f = task.call(k, x, tensors)
-    buffers.check()
-    drew = not before.same_as(Randomness.now(x.device))
+        drew = known.may_draw and not before.same_as(Randomness.now(x.device))
     task.random.append(before if drew else None)
-    if function not in task.checked:
-        check_leaves(f, [x, *tensors, *task.own[id(function)]], function, k)
-        task.checked.add(function)
+    if began is not None:
+        known.check_graph(f, [x, *tensors, *known.params], began._sequence_nr())
     return f.detach()
 
 
-def second_call(task: Task, k: int, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def second_call(
+    task: Task,
+    k: int,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    stand_ins: Sequence[tuple[Tensor, Tensor]],
+) -> Tensor:
     """f of layer k as it was the first time, with its graph."""
-    random = task.random[k]
+    random, known = task.random[k], task.known[task.functions[k]]
     again = contextlib.nullcontext() if random is None else random.again()
-    with again, frozen_statistics(task.functions[k]), task.autocast(), torch.enable_grad():
-        return task.call(k, x, tensors)
+    with again, known.calling_again(stand_ins), task.autocast(), torch.enable_grad():
+        f = task.call(k, x, tensors)
+    known.check_stand_ins(f, stand_ins)
+    return f
+
+
+def undone(task: Task, state: ExactState, tensors: Sequence[Tensor], visit: Visit) -> None:
+    """Undo all layers; ``visit`` is told k, x before the layer, f there and the stand-ins.
+
+    Raises:
+        SolverError: they cannot be; says what has changed since the forward pass.
+    """
+    known = task.known.values()
+    written = [what for f in known for what in f.written()]
+    if written:
+        raise _changed(written)
+    switched = [what for f in known for what in f.switched()]
+    stand_ins = {f.module: f.stand_ins() for f in known}
+    try:
+        for k in reversed(range(len(task.functions))):
+            x, instead = state.retreat().requires_grad_(), stand_ins[task.functions[k]]
+            f = second_call(task, k, x, tensors, instead)
+            visit(k, x, f, instead)
+            state.undo(f.detach())
+    except Broken:
+        raise _changed(switched) if switched else broken() from None
+    except Exception as error:
+        if switched:
+            raise _changed(switched) from error
+        raise
+
+
+def _changed(what: Sequence[str]) -> SolverError:
+    return SolverError(
+        "MomentumNet: the functions are not what they were in the forward pass, so that the layers "
+        f"cannot be undone: {'; '.join(what)}; call backward() first, or use mode='backprop'",
+        Retcode.FAILURE,
+    )
 
 
 def broken() -> SolverError:
@@ -168,23 +218,23 @@ def _sweep(
     args, gamma = _detached(args), task.gamma
     wanted = [x for x in args if x.requires_grad]
     totals: dict[int, Tensor] = {}
-    try:
-        for k in reversed(range(len(task.functions))):
-            x = state.retreat().requires_grad_()
-            f = second_call(task, k, x, args)
-            gv = gv + gx
-            inputs = [x, *wanted, *task.own[id(task.functions[k])]]
-            found = _products(f, inputs, (1 - gamma) * gv)
-            state.undo(f.detach())
-            if found[0] is not None:
-                gx = gx + found[0]
-            gv = gamma * gv
-            for tensor, g in zip(inputs[1:], found[1:], strict=True):
-                if g is not None:
-                    total = totals.get(id(tensor))
-                    totals[id(tensor)] = g if total is None else total + g
-    except Broken:
-        raise broken() from None
+
+    def pull_back(k: int, x: Tensor, f: Tensor, stand_ins: Sequence[tuple[Tensor, Tensor]]) -> None:
+        nonlocal gx, gv
+        gv = gv + gx
+        own = task.known[task.functions[k]].params
+        instead = {id(old): new for old, new in stand_ins}
+        inputs = [x, *wanted, *(instead.get(id(p), p) for p in own)]
+        found = _products(f, inputs, (1 - gamma) * gv)
+        if found[0] is not None:
+            gx = gx + found[0]
+        gv = gamma * gv
+        for tensor, g in zip([*wanted, *own], found[1:], strict=True):
+            if g is not None:
+                total = totals.get(id(tensor))
+                totals[id(tensor)] = g if total is None else total + g
+
+    undone(task, state, args, pull_back)
     return [gx, gv, *(totals.get(id(x)) for x in args), *(totals.get(id(p)) for p in task.params)]
 
 
