@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import InvalidArgumentError
 
-_GENERATORS = threading.RLock()  # torch's default generators, which all threads draw from
+GENERATORS = threading.RLock()  # of torch's default generators, which all threads draw from
 
 
 def residual(
@@ -94,18 +94,11 @@ class Randomness:
     def again(self) -> Iterator[None]:
         """Within, random numbers are those that were drawn then."""
         devices = [] if self.device is None else [self.index]
-        with _GENERATORS, torch.random.fork_rng(devices):
+        with GENERATORS, torch.random.fork_rng(devices):
             torch.set_rng_state(self.cpu)
             if self.device is not None:
                 torch.cuda.set_rng_state(self.device, self.index)
             yield
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Within, no other thread calls a function that draws, nor :meth:`Randomness.again`."""
-    with _GENERATORS:
-        yield
 
 
 class Instead(TorchFunctionMode):
@@ -120,12 +113,15 @@ class Instead(TorchFunctionMode):
         self._new = {id(old): new for old, new in pairs}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*map(self._swap, args), **{k: self._swap(x) for k, x in (kwargs or {}).items()})
+        args = [self._swap(x) for x in args]
+        if kwargs:
+            return func(*args, **{name: self._swap(x) for name, x in kwargs.items()})
+        return func(*args)
 
     def _swap(self, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return self._new.get(id(x), x)
-        return pytree.tree_map(self._swap, x) if isinstance(x, (list, tuple, dict)) else x
+        if isinstance(x, (list, tuple, dict)):
+            return pytree.tree_map(self._swap, x)
+        return self._new.get(id(x), x)
 
 
 def autocast_now(device: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:

@@ -15,11 +15,14 @@ from torch.utils import _pytree as pytree
 
 from ..graph import leaves, nodes
 from ..problem import parameters_of
-from .calls import Instead, alone, refused, version
+from .calls import GENERATORS, Instead, refused, version
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _STANDARD = vars(nn.Module()).keys() - {"training"}
 _FREEZING = threading.RLock()
+
+# path of a module, its parameters or buffers, a name there, what it was, and its version
+Entry = tuple[str, dict[str, Tensor], str, Tensor, int]
 
 # modules of torch whose forward draws no random numbers, by the file that they are of
 _DRAWS_NOTHING = {
@@ -50,36 +53,46 @@ class Function:
 
     def __init__(self, module: nn.Module, k: int):
         self.module, self.k = module, k
-        self._parts = dict(module.named_modules())
-        for path, part in self._parts.items():
-            _refuse_hooks(module, k, path, part)
         self.params = [p for p in parameters_of(module) if p.requires_grad]
-        self.may_draw = any(not _draws_nothing(m) for m in self._parts.values())
-        self._draws = any(isinstance(m, _DRAWS) and m.training for m in self._parts.values())
-        self._norms = [m for m in self._parts.values() if isinstance(m, _NormBase) and m.training]
-        # what a compiled function or a collective does is not seen from outside
-        self._closed = bool(self._norms) and any(map(_is_closed, self._parts.values()))
-        statistics = {id(m): STATISTICS for m in self._norms}
-        self._tensors = [
-            (f"{path}.{name}".lstrip("."), holder, name, x, version(x))
-            for path, part in self._parts.items()
-            for holder in (part._parameters, part._buffers)
-            for name, x in holder.items()
-            if x is not None and name not in statistics.get(id(part), ())
-        ]
+        self.may_draw = self._draws = closed = False
+        self._parts = list(module.named_modules())
+        self._norms: list[_NormBase] = []
+        self._tensors: list[Entry] = []  # but for running statistics that training updates
+        for path, part in self._parts:
+            if part._forward_hooks or part._forward_pre_hooks:
+                _refuse_hooks(module, k, path, part)
+            draws = isinstance(part, _DRAWS)
+            self._draws |= draws and part.training
+            self.may_draw |= draws or type(part).__module__ not in _DRAWS_NOTHING
+            closed |= "_orig_mod" in part._modules or isinstance(part, nn.SyncBatchNorm)
+            skipped: tuple[str, ...] = ()
+            if isinstance(part, _NormBase) and part.training:
+                self._norms.append(part)
+                skipped = STATISTICS
+            for holder in (part._parameters, part._buffers):
+                self._tensors += [
+                    (path, holder, name, x, version(x))
+                    for name, x in holder.items()
+                    if x is not None and name not in skipped
+                ]
         self._buffers = [entry for entry in self._tensors if not isinstance(entry[3], nn.Parameter)]
+        # what a compiled function or a collective does is not seen from outside
+        self._closed = closed and bool(self._norms)
 
     # ------------------------------------------------------------------------------ first calls
 
-    @contextlib.contextmanager
-    def calling(self) -> Iterator[None]:
-        """Around a first call: no thread disturbs it, and no buffer is changed but statistics.
+    def calling(self) -> contextlib.AbstractContextManager[Any]:
+        """Around a first call: no thread disturbs it."""
+        if self._closed:
+            return _FREEZING
+        return GENERATORS if self._draws else contextlib.nullcontext()
+
+    def check_buffers(self) -> None:
+        """Raise where a first call has changed a buffer, but for running statistics.
 
         Raises:
-            InvalidArgumentError: one is.
+            InvalidArgumentError: names it.
         """
-        with alone() if self._draws else contextlib.nullcontext(), self._unfrozen():
-            yield
         for name, _ in _changes(self._buffers):
             what = (
                 f"changes its buffer {name!r} when it is called, so that it cannot be called "
@@ -98,30 +111,30 @@ class Function:
         Raises:
             InvalidArgumentError: says what to do with it.
         """
-        inner = [x for x in known if not x.is_leaf]
         ids = {id(x) for x in known}
-        for leaf in leaves(out, *inner):
-            if id(leaf) not in ids:
+        for node in nodes(out, *(x for x in known if not x.is_leaf)):
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in ids:
                 what = (
                     f"uses a tensor of shape {tuple(leaf.shape)} that requires a gradient and is "
                     "neither one of its parameters nor an argument: pass it to the network as an "
                     "argument, or use mode='backprop'"
                 )
                 raise refused(self.module, self.k, what)
-        if any(node._sequence_nr() < began and _holds_tensors(node) for node in nodes(out, *inner)):
-            what = (
-                "uses a tensor that was computed from its parameters before it was called, and "
-                "whose graph serves one call only: compute it in the function, pass it to the "
-                "network as an argument, or use mode='backprop'"
-            )
-            raise refused(self.module, self.k, what)
+            if node._sequence_nr() < began and _holds_tensors(node):
+                what = (
+                    "uses a tensor that was computed from its parameters before it was called, "
+                    "and whose graph serves one call only: compute it in the function, pass it to "
+                    "the network as an argument, or use mode='backprop'"
+                )
+                raise refused(self.module, self.k, what)
 
     # ----------------------------------------------------------------------------- second calls
 
     def note(self) -> None:
         """Remember the function as it is after the forward pass."""
         self._tensors = [(*entry[:4], version(entry[3])) for entry in self._tensors]
-        self._attributes = [(path, vars(m), dict(vars(m))) for path, m in self._parts.items()]
+        self._attributes = [(path, vars(part), dict(vars(part))) for path, part in self._parts]
 
     def written(self) -> list[str]:
         """Parameters and buffers that are not what they were, in words."""
@@ -149,11 +162,13 @@ class Function:
         statistics = [m._buffers.get(name) for m in self._norms for name in STATISTICS]
         return aliases + [(x, x.clone()) for x in statistics if x is not None]
 
-    @contextlib.contextmanager
-    def calling_again(self, stand_ins: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    def calling_again(
+        self, stand_ins: Sequence[tuple[Tensor, Tensor]]
+    ) -> contextlib.AbstractContextManager[Any]:
         """Around a second call: the function leaves its state as it is."""
-        with Instead(stand_ins) if stand_ins else contextlib.nullcontext(), self._frozen():
-            yield
+        if self._closed:
+            return self._frozen()
+        return Instead(stand_ins) if stand_ins else contextlib.nullcontext()
 
     def check_stand_ins(self, out: Tensor, stand_ins: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Raise where the value of a second call depends on parameters that have a stand-in.
@@ -177,32 +192,28 @@ class Function:
 
         What they return in training does not depend on these.
         """
-        norms = self._norms if self._closed else []
-        with _FREEZING if norms else contextlib.nullcontext():
-            kept = [{name: m._buffers.get(name) for name in STATISTICS} for m in norms]
+        with _FREEZING:
+            kept = [{name: m._buffers.get(name) for name in STATISTICS} for m in self._norms]
             try:
-                for m in norms:
+                for m in self._norms:
                     m._buffers.update(dict.fromkeys(STATISTICS))
                 yield
             finally:
-                for m, buffers in zip(norms, kept, strict=True):
+                for m, buffers in zip(self._norms, kept, strict=True):
                     m._buffers.update(buffers)
-
-    def _unfrozen(self) -> Any:
-        return _FREEZING if self._closed else contextlib.nullcontext()
 
     def _called(self, path: str) -> str:
         return f"functions[{self.k}].{path}".rstrip(".")
 
 
-def _changes(tensors: Sequence[tuple[str, dict, str, Tensor, int]]) -> Iterator[tuple[str, str]]:
+def _changes(tensors: Sequence[Entry]) -> Iterator[tuple[str, str]]:
     """Names of those that are not what they were, and how."""
-    for name, holder, key, old, was in tensors:
-        now = holder.get(key)
+    for path, holder, name, old, was in tensors:
+        now = holder.get(name)
         if now is not old:
-            yield name, "is another tensor"
+            yield f"{path}.{name}".lstrip("."), "is another tensor"
         elif version(now) != was:
-            yield name, "has been modified by an inplace operation"
+            yield f"{path}.{name}".lstrip("."), "has been modified by an inplace operation"
 
 
 def _refuse_hooks(module: nn.Module, k: int, path: str, part: nn.Module) -> None:
@@ -222,15 +233,6 @@ def _holds_tensors(node: Any) -> bool:
     names = [name for name in dir(node) if name.startswith("_saved_")]
     saved = [getattr(node, "saved_tensors", ()), *(getattr(node, name) for name in names)]
     return any(isinstance(x, Tensor) for x in pytree.tree_leaves(saved))
-
-
-def _draws_nothing(m: nn.Module) -> bool:
-    known = type(m).__module__ in _DRAWS_NOTHING and "forward" not in vars(m)
-    return known and not isinstance(m, _DRAWS)
-
-
-def _is_closed(m: nn.Module) -> bool:
-    return hasattr(m, "_orig_mod") or isinstance(m, nn.SyncBatchNorm)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -65,10 +65,12 @@ class Task:
 
     def call(self, k: int, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """f of layer k."""
-        leaves = list(self.leaves)
-        for i, tensor in zip(self.places, tensors, strict=True):
-            leaves[i] = tensor
-        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        args, kwargs = self.args, self.kwargs
+        if self.places:
+            leaves = list(self.leaves)
+            for i, tensor in zip(self.places, tensors, strict=True):
+                leaves[i] = tensor
+            args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return residual(self.functions[k], k, self.skip_inside, x, args, kwargs)
 
 
@@ -118,6 +120,7 @@ def _first_call(
         before = Randomness.now(x.device) if known.may_draw else None
         f = task.call(k, x, tensors)
         drew = known.may_draw and not before.same_as(Randomness.now(x.device))
+    known.check_buffers()
     task.random.append(before if drew else None)
     if began is not None:
         known.check_graph(f, [x, *tensors, *known.params], began._sequence_nr())
