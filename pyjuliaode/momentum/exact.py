@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ class Ratio:
     whole: Whole
 
     @classmethod
+    @lru_cache  # what a word holds is counted layer by layer
     def of(cls, gamma: float, dtype: torch.dtype = torch.float64) -> Ratio:
         """The fraction next to gamma, and the numbers for x of ``dtype``.
 

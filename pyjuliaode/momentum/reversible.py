@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from .._torch import opaque
-from ..errors import SolverError
+from ..errors import SolverError, UnsupportedError
 from ..refusal import once_only
 from ..solution import Retcode
 from .calls import Randomness, autocast_now, residual
@@ -63,6 +64,16 @@ class Task:
         """Those among the further arguments."""
         return [self.leaves[i] for i in self.places]
 
+    def check_unwritten(self) -> None:
+        """Raise where a parameter or buffer is not what it was after the forward pass.
+
+        Raises:
+            SolverError: names them.
+        """
+        written = [what for f in self.known.values() for what in f.written()]
+        if written:
+            raise _changed(written)
+
     def call(self, k: int, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """f of layer k."""
         args, kwargs = self.args, self.kwargs
@@ -84,8 +95,19 @@ def run(task: Task, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         SolverError: a number is not finite; from backward(): a function gave another value when
             it was called again.
+        UnsupportedError: a tensor carries a tangent of forward-mode differentiation.
     """
+    _refuse_tangents([x, v, *task.tensors, *task.params])
     return _Reversible.apply(task, x, v, *task.tensors, *task.params)
+
+
+def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
+    dual = forward_ad._current_level >= 0
+    if dual and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise UnsupportedError(
+            "forward-mode differentiation does not pass through a MomentumNet in mode "
+            f"'reversible'; {BACKPROP}"
+        )
 
 
 def forward(task: Task, x: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> ExactState:
@@ -150,9 +172,6 @@ def undone(task: Task, state: ExactState, tensors: Sequence[Tensor], visit: Visi
         SolverError: they cannot be; says what has changed since the forward pass.
     """
     known = task.known.values()
-    written = [what for f in known for what in f.written()]
-    if written:
-        raise _changed(written)
     switched = [what for f in known for what in f.switched()]
     stand_ins = {f.module: f.stand_ins() for f in known}
     try:
@@ -205,7 +224,9 @@ class _Reversible(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gx: Tensor, gv: Tensor) -> Any:
-        task, saved = ctx.task, ctx.saved_tensors
+        task = ctx.task
+        task.check_unwritten()  # torch, asked for the tensors, would not say which
+        saved = ctx.saved_tensors
         tensors, state = saved[: ctx.n], ctx.state.restored(list(saved[ctx.n :]))
         with torch.no_grad():
             grads = _sweep(task, state, tensors[: len(task.places)], gx.detach(), gv.detach())
