@@ -33,7 +33,9 @@ class MomentumNet(nn.Module):
     numbers of torch are drawn again as they were, running statistics are updated once, autocast
     is entered again; every function must give the same value for the same x, which is checked; and
     gradients cannot be differentiated again. gamma is taken as a fraction: 0.9 is 9/10, others are
-    met to 2^-36 or so.
+    met to 2^-36 or so. Rows of x, which its first two dimensions index (of two, the first), have
+    units of their own, 2^-50 of their largest number or less (float32: 2^-34); one that is not
+    finite is NaN from there on, and leaves the others as they are. Threads may share a network.
 
     Arguments:
         functions: modules f(x, *args, **kwargs) -> a tensor of the shape of x; the same one may
@@ -107,9 +109,13 @@ class MomentumNet(nn.Module):
             args, kwargs: passed to every function; gradients flow to the tensors among them.
 
         Raises:
-            InvalidArgumentError: x, or what a function returned, is not fitting.
-            SolverError: in mode "reversible", a number is not finite; from backward(): a function
-                gave another value when it was called again.
+            InvalidArgumentError: x, or what a function returned, is not fitting; in mode
+                "reversible", a function has forward hooks, changes a buffer, or uses tensors that
+                require gradients and are neither its parameters nor arguments.
+            UnsupportedError: in mode "reversible", under torch.func or forward-mode
+                differentiation.
+            SolverError: in mode "reversible", no row of x is finite; from backward(): a function
+                gave another value when it was called again, or has changed; says what has.
         """
         v = self._start(x)
         if self.mode == "backprop" or not self._differentiates(x, v, args, kwargs):
