@@ -101,7 +101,7 @@ def _solve_as_dae(
     params: Sequence[Tensor] | None,
     throw: bool,
 ) -> Solution:
-    """options={"form": "mass_matrix"}: solve (x, m, h) and return (x, m), as without it."""
+    """options={"form": "mass_matrix"}: solve (x, m, h) and return the state, as without it."""
     form = solver.option("form")
     if form != "mass_matrix":
         raise unknown_name("form", form, ("mass_matrix",))
@@ -119,9 +119,9 @@ def _solve_as_dae(
     start = t[0] if isinstance(t, Tensor) else float(t[0])
     solver = replace(solver, options=options)
     solution = solve(dae, dae.lift(start, y0), t, solver, params=params, throw=throw)
-    solution.y = solution.y[:, :-1]
+    solution.y = dae.lower(solution.t, solution.y, 1)
     if (dense := solution.dense) is not None:
-        solution.dense = lambda at: torch.narrow(full := dense(at), full.ndim - y0.ndim, 0, 2)
+        solution.dense = lambda at: dae.lower(at, full := dense(at), full.ndim - y0.ndim)
     return solution
 
 

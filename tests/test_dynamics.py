@@ -13,6 +13,7 @@ from scipy.special import gamma as gamma_function
 from scipy.special import jv
 from torch import Tensor, nn
 
+from pyjuliaode import NeuralODE, Solver, solve
 from pyjuliaode.dynamics import (
     ANODE,
     DYNAMICS,
@@ -699,3 +700,88 @@ def test_the_representation_shows_the_arguments():
     assert "gamma=learned" in repr(HBNODE(nn.Linear(2, 2)))
     assert "gamma=0.5" in repr(GHBNODE(nn.Linear(2, 2), gamma=0.5))
     assert "augment=3" in repr(ANODE(nn.Linear(2, 2), augment=3))
+
+
+# ------------------------------------------------------------------- tolerances are those of h
+
+
+def bracket_of(r: float):
+    """The f of eq. 12 with which eq. 14 is h'' + (r/t) h' + h = 0."""
+
+    def f(t: Tensor, h: Tensor) -> Tensor:
+        return (1.25 + 0.25 * r * (2 - r) / t**2) * torch.exp(-0.5 * (t - r * torch.log(t))) * h
+
+    return f
+
+
+def forms_of(r: float) -> dict[str, Dynamics]:
+    """Every way to write h'' + (r/t) h' + h = 0."""
+    plain = {"r": r, "xi": 0, "activation": "identity"}
+    return {
+        "dae": NesterovNODE(bracket_of(r), r=r),
+        "exact": NesterovNODE(identity, r=r, exact=True),
+        "second_order": NesterovNODE(identity, r=r, form="second_order"),
+        "generalised": GNesterovNODE(bracket_of(r), **plain),
+        "callable": GNesterovNODE(bracket_of(r), **plain, activation_factor=lambda k: 1.0 * k),
+        "hardtanh": GNesterovNODE(
+            bracket_of(r), **plain, activation_factor=nn.Hardtanh(-1e30, 1e30)
+        ),
+    }
+
+
+# k is at most 1.7 in the first; 2e10 at the end of the second, 1e15 at the start of the last
+@pytest.mark.parametrize(
+    ("r", "t0", "t1"), [(3, 1, 3), (3, 1, 60), (10, 1e-3, 2), (10, 1, 30), (100, 0.5, 2)]
+)
+@pytest.mark.parametrize("form", forms_of(3))
+def test_tolerances_are_those_of_h_in_every_form(form, r, t0, t1):
+    h0, dh0 = bessel(t0, r)
+    for method in ("tsit5",) if form == "callable" else ("tsit5", "dopri8"):
+        solver = Solver(method, rtol=1e-6, atol=1e-6, backend="torch")
+        model = NeuralODE(forms_of(r)[form], t=(t0, t1), solver=solver)
+        h = model(column(h0), dh0=column(dh0))
+        assert abs(h.item() - bessel(t1, r)[0]) < 1e-4  # a hundred tolerances: 1e-5 was seen
+
+
+@pytest.mark.parametrize("form", ["exact", "second_order"])
+def test_float32_needs_no_k_that_float32_cannot_hold(form):
+    """k falls from 1 to 1e-47, below the smallest number of float32."""
+    solver = Solver("tsit5", rtol=1e-5, atol=1e-5, backend="torch")
+    h0, dh0 = bessel(1.0, 100)
+    model = NeuralODE(forms_of(100)[form], t=(1.0, 10.0), solver=solver)
+    h = model(column(h0).float(), dh0=column(dh0).float())
+    assert abs(h.item() - bessel(10.0, 100)[0]) < 1e-3
+
+
+@pytest.mark.parametrize("options", [{"per_sample": True}, {}], ids=["per_sample", "pan"])
+def test_batches_and_parallel_steps_hold_h_too(options):
+    method = "tsit5" if options else "pan"
+    solver = Solver(method, rtol=1e-6, atol=1e-6, backend="torch", options=options)
+    h0, dh0 = bessel(0.5, 20)
+    model = NeuralODE(forms_of(20)["exact"], t=(0.5, 2.0), solver=solver)
+    h = model(column(h0, 2 * h0), dh0=column(dh0, 2 * dh0))
+    wanted = bessel(2.0, 20)[0]
+    torch.testing.assert_close(h, column(wanted, 2 * wanted), rtol=0, atol=1e-4)
+
+
+def test_an_event_of_a_nesterov_model_sees_h():
+    h0, dh0 = bessel(1.0, 3)
+    model = forms_of(3)["exact"]
+    solution = solve(
+        *(model, model.initial_state(column(h0), column(dh0), 1.0), [1.0, 6.0]),
+        Solver("tsit5", rtol=1e-8, atol=1e-8, backend="torch"),
+        event_fn=lambda t, state: state[0],
+    )
+    assert float(solution.t[-1]) == pytest.approx(3.8317059702, abs=1e-6)  # J_1's first zero
+
+
+def test_a_factor_of_a_callable_passes_through_transforms():
+    model = GNesterovNODE(nn.Linear(2, 2), activation_factor=lambda k: 2 * torch.tanh(k)).double()
+    t = torch.tensor(1.3, dtype=torch.float64)
+    state = torch.randn(2, 3, 2, dtype=torch.float64)
+    wanted = model(t, state)
+    per_sample = torch.func.vmap(model, (None, 1), 1)(t, state)
+    torch.testing.assert_close(per_sample, wanted)
+    tied = torch.func.functional_call(model, dict(model.named_parameters()), (t, state))
+    torch.testing.assert_close(tied, wanted)
+    assert torch.autograd.gradcheck(model, (t.requires_grad_(), state.requires_grad_()))

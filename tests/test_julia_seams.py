@@ -194,9 +194,15 @@ def test_the_mass_matrix_form_has_the_slopes_of_the_eliminated_form(name):
     state = dynamics.initial_state(h0, t0=1.3)
     lifted = dae.initial_state(h0, t0=1.3)
     assert lifted.shape == (3, 3, 2)
+    assert torch.allclose(dae.lower(1.3, lifted), state, rtol=1e-12)
     slope = dae(t, lifted)
-    assert torch.allclose(slope[:2], dynamics(t, state), rtol=1e-12)
-    assert float(slope[2].detach().abs().max()) == 0.0
+    # of the whole map from (x, m, h) to the state, along h = k x
+    wanted = dynamics(t, state)
+    along = torch.stack((*slope[:2], dynamics.velocity(1.3, state)))
+    step = 1e-5  # central differences, exact to 1e-10 in float64
+    ends = [dae.lower(1.3 + s, lifted + s * along) for s in (-step, step)]
+    assert torch.allclose((ends[1] - ends[0]) / (2 * step), wanted, rtol=1e-8, atol=1e-9)
+    assert float(slope[2].detach().abs().max()) < 1e-15  # h and k (h/k)
     assert torch.allclose(dae.readout(1.3, lifted), h0, rtol=1e-12)
     built = Problem.build(dae, lifted, [1.3, 2.0])
     assert built.mass.tolist() == [1.0] * 12 + [0.0] * 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import ClassVar
@@ -21,13 +22,21 @@ class Activation(nn.Module):
 
     ``saturation`` is a number beyond which σ is constant, None where there is none (or none is
     known): there the factor σ(k(t)) of the generalised Nesterov model is finite at t = 0.
+    ``most`` is a bound of |σ|.
     """
 
     saturation: float | None = None
+    most: float = math.inf
 
     def derivative(self, x: Tensor) -> Tensor:
         """σ'(x)."""
         raise NotImplementedError
+
+    def elasticity(self, x: Tensor) -> Tensor:
+        """x σ'(x)/σ(x) for x > 0, also where σ(x) is too small to be told from 0."""
+        limits = torch.finfo(x.dtype)
+        x = x.clamp(limits.tiny, limits.max)
+        return x * self.derivative(x) / self(x)
 
     def inverse(self, y: Tensor) -> Tensor:
         """The x with σ(x) = y.
@@ -47,6 +56,9 @@ class Identity(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.ones_like(x)
 
+    def elasticity(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
     def inverse(self, y: Tensor) -> Tensor:
         return y
 
@@ -54,6 +66,7 @@ class Identity(Activation):
 class Tanh(Activation):
     """σ(x) = tanh(x)."""
 
+    most: ClassVar[float] = 1.0
     saturation: ClassVar[float] = 20.0  # 1 - tanh(20) is below the rounding of float64
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +88,7 @@ class HardTanh(Activation):
         super().__init__()
         if not bound > 0:
             raise InvalidArgumentError(f"the bound of hardtanh must be > 0, got {bound!r}")
-        self.bound = self.saturation = float(bound)
+        self.bound = self.saturation = self.most = float(bound)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(-self.bound, self.bound)
@@ -108,10 +121,9 @@ class Custom(Activation):
         return self.function(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        graph = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
-            x = x if x.requires_grad else x.detach().clone().requires_grad_()
-            return torch.autograd.grad(self.function(x).sum(), x, create_graph=graph)[0]
+        with torch.inference_mode(False):
+            x = x.clone() if x.is_inference() else x  # which no graph may keep
+            return torch.func.grad(lambda x: self.function(x).sum())(x)
 
     def inverse(self, y: Tensor) -> Tensor:
         if self.inverse_function is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,14 +25,17 @@ class GNesterovNODE(SecondOrderDynamics):
     """Generalised Nesterov neural ODE: h = κ(t) x, x' = σ(m), m' = -m - σ(f(t, h)) - ξ h.
 
     κ(t) = σ(k(t)) with k(t) = t^(-r/2) e^(t/2). State (x, m), of shape (2, *h.shape), from
-    x0 = h0/κ(t0) and σ(m0) = (h0' - κ'(t0) x0)/κ(t0). t0 = 0 is allowed where σ saturates: there
+    x0 = h0/κ(t0) and σ(m0) = (h0' - κ'(t0) x0)/κ(t0). Tolerances for x are for h as well, as
+    κ <= 1; where the σ for k does not promise that ("identity", "hardtanh(5)", a callable) the
+    state is (h, m), and h' = (κ'/κ) h + κ σ(m). t0 = 0 is allowed where σ saturates: there
     κ is the saturated value and κ' = 0. Source: Nguyen et al., Nesterov neural ODEs, NeurIPS
     2022, eq. 15. Learned: the field, χ in ξ = softplus(χ) (starts at 0, ξ = ln 2) unless ``xi``
     is given, and the initial velocity where that is a module or parameter.
 
     variant="published" is what the paper's code integrates, which is not eq. 15: state (p, q)
     from (h0, h0'), μ = (1/k)' p + q/k, p' = σ(μ), q' = sign σ(f(t, p)) - μ - ξ p, h = κ(t) p.
-    Its code leaves the first time unmapped; :meth:`readout` maps every time.
+    Its code leaves the first time unmapped; :meth:`readout` maps every time. Tolerances are for
+    (p, q), as there.
 
     Arguments:
         field: the network, f(h) or f(t, h), of the shape of h.
@@ -85,6 +88,7 @@ class GNesterovNODE(SecondOrderDynamics):
         limit = self.activation_factor.saturation
         # k(t) >= t^(-r/2) reaches the limit before t falls to this: below it κ is constant.
         self._t_saturated = None if limit is None else limit ** (-2 / self.r)
+        self._holds_h = variant == "paper" and self.activation_factor.most > 1
 
     def pull(self) -> Coefficient:
         """ξ: a number where it is fixed, a 0-d tensor where it is learned."""
@@ -118,6 +122,11 @@ class GNesterovNODE(SecondOrderDynamics):
         k = factor(t, self.r)
         return self.activation_factor.derivative(k) * k * rate(t, self.r)
 
+    def _kappa_rate(self, t: Tensor) -> Tensor:
+        """κ'(t)/κ(t), also where both are too small to be told from 0."""
+        t = self._safe(t)
+        return self.activation_factor.elasticity(factor(t, self.r)) * rate(t, self.r)
+
     def initial_state(self, h0: Tensor, dh0: Tensor | None = None, t0: Time = 0.0) -> Tensor:
         if self.variant == "published":
             check_positive_start(t0, 'variant="published"', published.HINT)
@@ -128,12 +137,17 @@ class GNesterovNODE(SecondOrderDynamics):
         t = as_time(t0)
         kappa = self._kappa(t)
         x0 = h0 / kappa
-        rest = -self._kappa_slope(t) * x0
+        rest = -self._kappa_rate(t) * h0 if self._holds_h else -self._kappa_slope(t) * x0
         speed = (rest if velocity is None else velocity + rest) / kappa
-        return torch.stack((x0, self.activation_velocity.inverse(speed)))
+        first = h0 if self._holds_h else x0
+        return torch.stack((first, self.activation_velocity.inverse(speed)))
 
     def forward(self, t: Tensor, state: Tensor, *args: Any) -> Tensor:
         first, second = state.unbind(0)
+        if self._holds_h:
+            slope, m_slope = self.constrained_slope(t, first, second, first, *args)
+            growth = torch.mul(self._kappa_rate(t), first)
+            return torch.stack((torch.addcmul(growth, self._kappa(t), slope), m_slope))
         if self.variant == "published":
             h, m = first, published.momentum(t, first, second, self.r)
         else:
@@ -148,6 +162,14 @@ class GNesterovNODE(SecondOrderDynamics):
         force = torch.sub(f if self.sign > 0 else -f, m)
         return self.activation_velocity(m), minus_scaled(force, self.pull(), h)
 
+    def to_constrained(self, t: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """(x, m) of the components of the state."""
+        return state[0] / self._kappa(t) if self._holds_h else state[0], state[1]
+
+    def from_constrained(self, t: Tensor, x: Tensor, m: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The components of the state."""
+        return h if self._holds_h else x, m
+
     def as_dae(self) -> MassMatrixForm:
         """The same system with h kept as an algebraic variable.
 
@@ -158,7 +180,7 @@ class GNesterovNODE(SecondOrderDynamics):
         return MassMatrixForm(self)
 
     def readout(self, t: Time, state: Tensor) -> Tensor:
-        return self._kappa(as_time(t)) * state[0]
+        return state[0] if self._holds_h else self._kappa(as_time(t)) * state[0]
 
     def velocity(self, t: Time, state: Tensor) -> Tensor:
         t = as_time(t)
@@ -166,7 +188,8 @@ class GNesterovNODE(SecondOrderDynamics):
         kappa = self._kappa(t)
         if self.variant == "published":
             return published.velocity(t, first, second, self.r, kappa)
-        return self._kappa_slope(t) * first + kappa * self.activation_velocity(second)
+        rest = self._kappa_rate(t) if self._holds_h else self._kappa_slope(t)
+        return rest * first + kappa * self.activation_velocity(second)
 
     def extra_repr(self) -> str:
         xi = show(self.fixed_xi)

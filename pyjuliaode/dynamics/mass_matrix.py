@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -19,6 +20,12 @@ class Constrained(Protocol):
         self, t: Tensor, x: Tensor, m: Tensor, h: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(x', m') with the field evaluated at h."""
+
+    def to_constrained(self, t: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """(x, m) of the components of the state."""
+
+    def from_constrained(self, t: Tensor, x: Tensor, m: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The components of the state."""
 
 
 class MassMatrixForm(Dynamics):
@@ -42,9 +49,16 @@ class MassMatrixForm(Dynamics):
         return ones.view(3, *[1] * (state.ndim - 1))
 
     def lift(self, t: Time, state: Tensor) -> Tensor:
-        """(x, m, h) of the state (x, m) of the dynamics at the time t."""
-        factor = self.dynamics.constraint_factor(as_time(t)).to(state)
-        return torch.cat((state, (factor * state[0])[None]))
+        """(x, m, h) of a state of the dynamics at the time t."""
+        at = as_time(t).to(state)
+        x, m = self.dynamics.to_constrained(at, state.unbind(0))
+        return torch.stack((x, m, self.dynamics.readout(at, state)))
+
+    def lower(self, t: Time, state: Tensor, dim: int = 0) -> Tensor:
+        """The state of the dynamics at t, or at all t, for (x, m, h) in dimension ``dim``."""
+        at = as_time(t).to(state)
+        at = at.view(*at.shape, *[1] * (state.ndim - 1 - at.ndim))
+        return torch.stack(self.dynamics.from_constrained(at, *state.unbind(dim)), dim)
 
     def initial_state(self, h0: Tensor, dh0: Tensor | None = None, t0: Time = 0.0) -> Tensor:
         return self.lift(t0, self.dynamics.initial_state(h0, dh0, t0))
@@ -58,7 +72,7 @@ class MassMatrixForm(Dynamics):
         return state[2]
 
     def velocity(self, t: Time, state: Tensor) -> Tensor:
-        return self.dynamics.velocity(t, state[:2])
+        return self.dynamics.velocity(t, self.lower(t, state))
 
     def extra_repr(self) -> str:
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..errors import InvalidArgumentError, unknown_name
 from .base import Time, as_time
 from .field import Field
 from .mass_matrix import MassMatrixForm
-from .nesterov_factor import check_friction, factor
+from .nesterov_factor import check_friction, factor, inverse_factor
 from .nesterov_forms import FactorForm, Form, PublishedForm, SecondOrderForm
 from .published import check_sign
 from .second_order import SecondOrderDynamics, Velocity
@@ -25,10 +26,11 @@ class NesterovNODE(SecondOrderDynamics):
 
     Source: Nguyen et al., Nesterov neural ODEs, NeurIPS 2022.
 
-    - form="dae" (eq. 14): h = k(t) x, x' = m, m' = -m - f(t, h), state (x, m) from
-      x0 = h0/k(t0), m0 = (1/k)'(t0) h0 + h0'/k(t0). f is learned as a whole, so that the network
-      is not the gradient of the ODE above. Needs t0 > 0; the papers take 1.
-      ``exact=True`` puts the network g in its place in eq. 12,
+    - form="dae" (eq. 14): h = k(t) x, x' = m, m' = -m - f(t, h). The state is (h, u), u = k m,
+      from u0 = h0' - (k'/k)(t0) h0, so that tolerances are for h and not for x = h/k: the same
+      system is h' = (k'/k) h + u, u' = (k'/k - 1) u - k f, with k'/k = 1/2 - r/(2t).
+      f is learned as a whole, so that the network is not the gradient of the ODE above. Needs
+      t0 > 0; the papers take 1. ``exact=True`` puts the network g in its place in eq. 12,
       f = [1/4 + (2r - r²)/(4t²)] h/k + g(t, h)/k: then it is the ODE above.
     - form="second_order": state (h, h'), with f the gradient itself. May start at t0 = 0 with
       h'(0) = 0, where h''(0) = -f/(1+r). Backwards in time t = 0 is singular: the adjoint
@@ -36,6 +38,7 @@ class NesterovNODE(SecondOrderDynamics):
     - variant="published": what the paper's code integrates, which is not eq. 14: state (p, q)
       from (h0, h0'), μ = (1/k)' p + q/k, p' = μ, q' = sign f(t, p) - μ, h = k(t) p.
       Needs t0 > 0. Its code leaves the first time unmapped; :meth:`readout` maps every time.
+      Tolerances are for (p, q), as there.
 
     State (2, *h.shape). Learned: the field, and the initial velocity where that is a module or
     parameter.
@@ -109,7 +112,19 @@ class NesterovNODE(SecondOrderDynamics):
         self, t: Tensor, x: Tensor, m: Tensor, h: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(x', m') of eq. 14 with the field evaluated at h."""
-        return self._form.slope(t, (x, m), self.evaluate(t, h))
+        f = self.evaluate(t, h)
+        if self.exact:
+            f = self._form.bracket(t, h, f) * inverse_factor(t, self.r)
+        return m, torch.add(m, f).neg()
+
+    def to_constrained(self, t: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """(x, m) of the components of the state."""
+        inverse = inverse_factor(t, self.r)
+        return inverse * state[0], inverse * state[1]
+
+    def from_constrained(self, t: Tensor, x: Tensor, m: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The components of the state."""
+        return h, factor(t, self.r) * m
 
     def as_dae(self) -> MassMatrixForm:
         """The same system with h kept as an algebraic variable.

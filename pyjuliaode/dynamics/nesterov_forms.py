@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InvalidArgumentError
 from . import published
 from .base import Time, as_number, as_time
-from .nesterov_factor import check_positive_start, factor, inverse_factor, rate
+from .nesterov_factor import check_positive_start, factor, rate
 
 
 class Form(Protocol):
@@ -71,9 +71,13 @@ class SecondOrderForm:
 
 
 class FactorForm:
-    """Eq. 14, state (x, m): h = k(t) x, x' = m, m' = -m - f.
+    """Eq. 14, h = k(t) x, x' = m, m' = -m - f, in the state (h, u), u = k m.
 
-    ``exact`` makes the field the g of h'' + (r/t) h' + g = 0: f is the bracket of eq. 12.
+    With the rate ρ = k'/k it is h' = ρ h + u, u' = (ρ - 1) u - k f. A solver that were given
+    (x, m) would hold x to its tolerance, and h to k times that, k being 1e15 or 1e-15 at times.
+
+    ``exact`` makes the field the g of h'' + (r/t) h' + g = 0: f is the bracket of eq. 12, and k f
+    is [1/4 + (2r - r²)/(4t²)] h + g, in which no k is left to overflow.
     """
 
     def __init__(self, r: float, exact: bool):
@@ -84,25 +88,31 @@ class FactorForm:
         check_positive_start(
             t0, 'form="dae"', 'pass form="second_order", or take t0 = 1 as the papers do'
         )
-        t = as_time(t0)
-        inverse, slope = inverse_factor(t, self.r), -rate(t, self.r) * h0
-        return inverse * h0, inverse * (slope if dh0 is None else slope + dh0)
+        u0 = -rate(as_time(t0), self.r) * h0
+        return h0, u0 if dh0 is None else u0 + dh0
 
     def feature(self, t: Tensor, first: Tensor) -> Tensor:
-        return factor(t, self.r) * first
+        return first
 
     def slope(self, t: Tensor, state: tuple[Tensor, ...], f: Tensor) -> tuple[Tensor, Tensor]:
-        x, m = state
-        if self.exact:  # h/k = x in the term that is linear in h
-            linear = 0.25 + 0.25 * self.r * (2 - self.r) / (t * t)
-            f = torch.addcmul(linear * x, inverse_factor(t, self.r), f)
-        return m, torch.add(m, f).neg()
+        h, u = state
+        growth = rate(t, self.r)
+        u_slope = (growth - 1) * u
+        if self.exact:
+            u_slope = u_slope - self.bracket(t, h, f)
+        else:
+            u_slope = torch.addcmul(u_slope, factor(t, self.r), f, value=-1)
+        return torch.addcmul(u, growth, h), u_slope
+
+    def bracket(self, t: Tensor, h: Tensor, g: Tensor) -> Tensor:
+        """k times the bracket of eq. 12."""
+        return torch.addcmul(g, 0.25 + 0.25 * self.r * (2 - self.r) / (t * t), h)
 
     def readout(self, t: Tensor, first: Tensor) -> Tensor:
-        return factor(t, self.r) * first
+        return first
 
     def velocity(self, t: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        return factor(t, self.r) * (second + rate(t, self.r) * first)
+        return torch.addcmul(second, rate(t, self.r), first)
 
 
 class PublishedForm:

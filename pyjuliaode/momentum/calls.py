@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from ..errors import InvalidArgumentError
-from ..graph import leaves
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+GENERATORS = threading.RLock()  # of torch's default generators, which all threads draw from
 
 
 def residual(
@@ -36,21 +37,23 @@ def value(function: nn.Module, k: int, x: Tensor, args: Sequence, kwargs: Mappin
         InvalidArgumentError: the value is not one tensor of the shape of x, or the function has
             changed x in place.
     """
-    before = x._version
+    if x.is_inference():  # has no version to compare: what is done to a copy does no harm
+        x = x.clone()
+    before = version(x)
     try:
         out = function(x, *args, **kwargs)
     except RuntimeError as error:
         if "in-place operation" in str(error) and "leaf" in str(error):
-            raise InvalidArgumentError(_said(function, k, _IN_PLACE)) from error
+            raise refused(function, k, _IN_PLACE) from error
         raise
-    if x._version != before:
-        raise InvalidArgumentError(_said(function, k, _IN_PLACE))
+    if version(x) != before:
+        raise refused(function, k, _IN_PLACE)
     if not isinstance(out, Tensor):
         what = f"returned a {type(out).__name__}; wanted one tensor: wrap it to return the state"
-        raise InvalidArgumentError(_said(function, k, what))
+        raise refused(function, k, what)
     if out.shape != x.shape:
         what = f"returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; wanted the same"
-        raise InvalidArgumentError(_said(function, k, what))
+        raise refused(function, k, what)
     return out
 
 
@@ -60,8 +63,9 @@ _IN_PLACE = (
 )
 
 
-def _said(function: nn.Module, k: int, what: str) -> str:
-    return f"functions[{k}] ({type(function).__name__}) {what}"
+def refused(function: nn.Module, k: int, what: str) -> InvalidArgumentError:
+    """The error for function number k, which does ``what``."""
+    return InvalidArgumentError(f"functions[{k}] ({type(function).__name__}) {what}")
 
 
 @dataclass(frozen=True)
@@ -90,28 +94,34 @@ class Randomness:
     def again(self) -> Iterator[None]:
         """Within, random numbers are those that were drawn then."""
         devices = [] if self.device is None else [self.index]
-        with torch.random.fork_rng(devices):
+        with GENERATORS, torch.random.fork_rng(devices):
             torch.set_rng_state(self.cpu)
             if self.device is not None:
                 torch.cuda.set_rng_state(self.device, self.index)
             yield
 
 
-@contextlib.contextmanager
-def frozen_statistics(function: nn.Module) -> Iterator[None]:
-    """Within, normalisations in training mode leave their running statistics as they are.
+class Instead(TorchFunctionMode):
+    """Within, and in this thread alone, operations take other tensors in place of some.
 
-    What they return does not depend on these: without them they take the statistics of the batch.
+    The modules themselves, which other threads may call, stay as they are.
     """
-    norms = [m for m in function.modules() if isinstance(m, _NormBase) and m.training]
-    kept = [{name: m._buffers.get(name) for name in STATISTICS} for m in norms]
-    try:
-        for m in norms:
-            m._buffers.update(dict.fromkeys(STATISTICS))
-        yield
-    finally:
-        for m, buffers in zip(norms, kept, strict=True):
-            m._buffers.update(buffers)
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]):
+        super().__init__()
+        self._replaced = [old for old, _ in pairs]  # that their ids stay theirs
+        self._new = {id(old): new for old, new in pairs}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = [self._swap(x) for x in args]
+        if kwargs:
+            return func(*args, **{name: self._swap(x) for name, x in kwargs.items()})
+        return func(*args)
+
+    def _swap(self, x: Any) -> Any:
+        if isinstance(x, (list, tuple, dict)):
+            return pytree.tree_map(self._swap, x)
+        return self._new.get(id(x), x)
 
 
 def autocast_now(device: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
@@ -124,48 +134,6 @@ def autocast_now(device: str) -> Callable[[], contextlib.AbstractContextManager[
     return lambda: torch.autocast(device, **state)
 
 
-class Buffers:
-    """Watches that no function changes a buffer which cannot be put back for a second call."""
-
-    def __init__(self, function: nn.Module, k: int):
-        self.function, self.k = function, k
-        self.before = self._now()
-
-    def _now(self) -> list[tuple[str, Tensor, int]]:
-        return [
-            (f"{path}.{name}".lstrip("."), buffer, buffer._version)
-            for path, module in self.function.named_modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None and not (isinstance(module, _NormBase) and name in STATISTICS)
-        ]
-
-    def check(self) -> None:
-        """Raise for a buffer that is another than before.
-
-        Raises:
-            InvalidArgumentError: names it.
-        """
-        for (name, old, was), (_, new, now) in zip(self.before, self._now(), strict=False):
-            if old is not new or was != now:
-                what = (
-                    f"changes its buffer {name!r} when it is called, so that it cannot be called "
-                    "again as it was; use mode='backprop'"
-                )
-                raise InvalidArgumentError(_said(self.function, self.k, what))
-
-
-def check_leaves(out: Tensor, known: Sequence[Tensor], function: nn.Module, k: int) -> None:
-    """Raise where a gradient of ``out`` would go to a tensor that is not known.
-
-    Raises:
-        InvalidArgumentError: says what to do with it.
-    """
-    ids = {id(x) for x in known}
-    for leaf in leaves(out):
-        if id(leaf) not in ids:
-            what = (
-                f"uses a tensor of shape {tuple(leaf.shape)} that requires a gradient and is "
-                "neither one of its parameters nor an argument: pass it to the network as an "
-                "argument, or use mode='backprop'"
-            )
-            raise InvalidArgumentError(_said(function, k, what))
+def version(x: Tensor) -> int:
+    """Number of in-place changes so far; -1 of a tensor of inference mode, which counts none."""
+    return -1 if x.is_inference() else x._version

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgumentError, unknown_name
+from ..problem import parameters_of
 from ..refusal import refuse_transforms
 from . import reversible
 from .calls import residual, value
-from .exact import Broken, ExactState, Ratio
+from .exact import ExactState, Ratio
 
 MODES = ("backprop", "reversible")
 
@@ -32,7 +33,9 @@ class MomentumNet(nn.Module):
     numbers of torch are drawn again as they were, running statistics are updated once, autocast
     is entered again; every function must give the same value for the same x, which is checked; and
     gradients cannot be differentiated again. gamma is taken as a fraction: 0.9 is 9/10, others are
-    met to 2^-36 or so.
+    met to 2^-36 or so. Rows of x, which its first two dimensions index (of two, the first), have
+    units of their own, 2^-50 of their largest number or less (float32: 2^-34); one that is not
+    finite is NaN from there on, and leaves the others as they are. Threads may share a network.
 
     Arguments:
         functions: modules f(x, *args, **kwargs) -> a tensor of the shape of x; the same one may
@@ -70,7 +73,6 @@ class MomentumNet(nn.Module):
         self.init_speed = init_speed if isinstance(init_speed, nn.Module) else None
         self.gamma, self.residual = _momentum(gamma), bool(residual)
         self.mode = mode
-        self._checked: set[nn.Module] = set()
 
     @property
     def mode(self) -> str:
@@ -107,9 +109,13 @@ class MomentumNet(nn.Module):
             args, kwargs: passed to every function; gradients flow to the tensors among them.
 
         Raises:
-            InvalidArgumentError: x, or what a function returned, is not fitting.
-            SolverError: in mode "reversible", a number is not finite; from backward(): a function
-                gave another value when it was called again.
+            InvalidArgumentError: x, or what a function returned, is not fitting; in mode
+                "reversible", a function has forward hooks, changes a buffer, or uses tensors that
+                require gradients and are neither its parameters nor arguments.
+            UnsupportedError: in mode "reversible", under torch.func or forward-mode
+                differentiation.
+            SolverError: in mode "reversible", no row of x is finite; from backward(): a function
+                gave another value when it was called again, or has changed; says what has.
         """
         v = self._start(x)
         if self.mode == "backprop" or not self._differentiates(x, v, args, kwargs):
@@ -131,12 +137,7 @@ class MomentumNet(nn.Module):
         task = self._task(args, kwargs)
         v = self._start(x)
         state = reversible.forward(task, x, v, task.tensors)
-        try:
-            for k in reversed(range(self.depth)):
-                f = reversible.second_call(task, k, state.retreat().requires_grad_(), task.tensors)
-                state.undo(f.detach())
-        except Broken:
-            raise reversible.broken() from None
+        reversible.undone(task, state, task.tensors, lambda *_: None)
         # the digits of x and v below those of the state, which no layer has seen
         rounded = ExactState(x, v, self.gamma)
         return state.value() + (x - rounded.value()), state.speed() + (v - rounded.speed())
@@ -145,10 +146,7 @@ class MomentumNet(nn.Module):
         return f"depth={self.depth}, gamma={self.gamma:g}, mode={self.mode!r}"
 
     def _task(self, args: Any, kwargs: Any) -> reversible.Task:
-        functions = list(self.functions)
-        return reversible.Task(
-            functions, self.gamma, not self.residual, self._checked, args, kwargs
-        )
+        return reversible.Task(list(self.functions), self.gamma, not self.residual, args, kwargs)
 
     def _start(self, x: Tensor) -> Tensor:
         """The first v."""
@@ -169,7 +167,8 @@ class MomentumNet(nn.Module):
         if not torch.is_grad_enabled():
             return False
         given = [a for a in chain(args, kwargs.values()) if isinstance(a, Tensor)]
-        everything = chain((x, v), given, self.functions.parameters())
+        params = chain.from_iterable(map(parameters_of, self.functions))
+        everything = chain((x, v), given, params)
         return any(tensor.requires_grad for tensor in everything)
 
     def _plain(self, x: Tensor, v: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
