@@ -11,6 +11,7 @@ from torch import Tensor
 from ...arguments import shown
 from ...rhs import RHS
 from ...solution import Retcode
+from ..limits import SHIFT
 
 Norm = Callable[[Tensor], float]
 
@@ -143,3 +144,12 @@ def between(times: Iterable[float], t0: float, t1: float) -> list[float]:
 def resolution(t: float) -> float:
     """The smallest sensible step at t: a few units in the last place of a Python float."""
     return 4.0 * math.ulp(max(abs(t), 1e-12))
+
+
+def unresolved(t: float, h: float, start: float, end: float, whose: str = "") -> StepFailure:
+    """A step of length h at t is too short; it may be the times that are too coarse."""
+    what, apart = f"underflow in dt{whose} (dt = {h:.3g})", math.ulp(t)
+    if apart <= 1e-10 * abs(end - start):
+        return StepFailure(Retcode.DT_LESS_THAN_MIN, t, what)
+    what += f", as the floating-point numbers there are {apart:.2g} apart,"
+    return StepFailure(Retcode.DT_LESS_THAN_MIN, t, what, f"{SHIFT.capitalize()}.")

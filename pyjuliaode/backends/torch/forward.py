@@ -39,6 +39,7 @@ class Trace:
             or stacked to (T', N).
         step_t: the accepted step boundaries, the first being t[0].
         step_y: flat states at the step boundaries but the last, where recorded.
+        end: that at the last.
         dense: dense output, where recorded.
         failure: why the run ended early, or None.
         event: what ended the run, or None; its state is then the last of the rows.
@@ -47,6 +48,7 @@ class Trace:
     rows: list[Tensor] | Tensor
     step_t: list[float]
     step_y: list[Tensor] = field(default_factory=list)
+    end: Tensor | None = None
     dense: DenseOutput | None = None
     failure: StepFailure | None = None
     event: Event | None = None
@@ -97,6 +99,7 @@ def run(
     """
     times = problem.times
     direction = 1.0 if times[-1] >= times[0] else -1.0
+    y0 = y0.clone()  # the user's, who may write into it: in the field, or while the result is kept
     trace = Trace([y0], [times[0]], dense=_dense_output(plan, rhs, times[0], direction, dense))
     stops = times if land or not plan.has_interpolant else ()
     callbacks = Callbacks.of(
@@ -136,7 +139,10 @@ def run(
                 break
     except StepFailure as failure:
         trace.failure = failure
-    unchecked = problem.drop_in or plan.chooses_steps or transforms_active() or traced(y0)
+    if record and len(trace.step_t) > 1:
+        trace.end = (step.y1 if trace.event is None else trace.event.y).detach()
+    unchecked = transforms_active() or traced(y0)
+    unchecked = unchecked or (_finite(trace.rows[-1]) if plan.chooses_steps else problem.drop_in)
     if trace.failure is None and not unchecked:
         _check_finite(trace, times)
     return trace
@@ -148,7 +154,7 @@ def _end_at(trace: Trace, event: Event, times: list[float]) -> None:
         trace.rows.pop()
     trace.rows.append(event.y)
     if trace.dense is not None:
-        trace.dense.bounds[-1] = event.t
+        trace.dense.end_at(event.t, event.y)
 
 
 def differentiated(function: type[torch.autograd.Function], task: Any) -> Trace:
@@ -200,8 +206,14 @@ def _collect(
 
 
 @torch.no_grad()
+def _finite(y: Tensor) -> bool:
+    """Whether a state is: then so are those before it, of which it is a sum."""
+    return not bool((y - y).any())
+
+
+@torch.no_grad()
 def _check_finite(trace: Trace, times: list[float]) -> None:
-    """Methods without error control: a non-finite state ends the run before it."""
+    """A non-finite state, an overflow that no error estimate shows, ends the run before it."""
     finite = torch.stack(trace.rows).isfinite().all(dim=1)
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
