@@ -62,6 +62,8 @@ def solve_event(
     upto = problem.up_to(result.event.t)
     at = _Moving(problem, event_fn, result)
     event_t, last = at.located()
+    # as it was found, and not in the digits of the state's dtype
+    event_t = result.event.t + (event_t - at.t).to(torch.float64)
     result.stats.nfe_forward += at.rhs.nfe
     result.y = torch.cat([result.y[:-1], last[None]])
     solution = to_solution(upto, result, throw)

@@ -16,7 +16,7 @@ from ...errors import InvalidArgumentError
 from ...rhs import RHS, Time
 from ...solution import Retcode, SolveStats
 from ..limits import check_step_size, number_of_steps
-from ..runge_kutta import Sides, Step, Stepper, combine
+from ..runge_kutta import Sides, Step, Stepper, combine, moved
 from .callbacks import Callbacks
 from .control import StepFailure, rms
 from .tableaus import RK4
@@ -135,8 +135,12 @@ class HermiteStep:
         d, a, b = self.y1 - self.y0, self.h * self.f0, self.h * self._f1()
         return a, 3 * d - 2 * a - b, a + b - 2 * d
 
-    def interpolate(self, t: Time) -> Tensor:
-        theta = 1 + (t - self.t1) / self.h  # so that a start that carries a gradient moves it
+    def fraction(self, t: float, at: Time) -> Time:
+        """As of :class:`Step`."""
+        return moved(t - self.start, at) / self.h
+
+    def interpolate(self, t: float, at: Time | None = None) -> Tensor:
+        theta = 1 + moved(t - self.t1, at) / self.h
         q1, q2, q3 = self._coefficients()
         return self.y0 + theta * (q1 + theta * (q2 + theta * q3))
 

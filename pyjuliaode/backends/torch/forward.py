@@ -198,7 +198,7 @@ def _collect(
         t = times[pending]
         at = clock.get(t, t)
         if at is not t and plan.kind == "adams":
-            trace.rows.append(step.interpolate(at))
+            trace.rows.append(step.interpolate(t, at))
         else:
             trace.rows.append(state_at(step, t, at, plan.linear))
         pending += 1
