@@ -12,7 +12,15 @@ from ...rhs import RHS
 from ...solution import Retcode, SolveStats
 from ..runge_kutta import Sides, Step, Stepper
 from .callbacks import Callbacks
-from .control import Control, StepFailure, between, resolution, unresolved
+from .control import (
+    LOOK,
+    Control,
+    SampleErrors,
+    StepFailure,
+    between,
+    resolution,
+    unresolved,
+)
 
 # Every so many attempts it is asked whether the end can be reached at this pace: where it would
 # take so many times the most steps, hours of work are spared.
@@ -40,6 +48,7 @@ class AdaptiveRK:
         self.rhs, self.stepper, self.control = rhs, stepper, control
         self.stats, self.callbacks, self.sides = stats, callbacks, sides
         self.stops = {*stops, *sides.jumps}
+        self.samples: SampleErrors | None = None
         self.h: float | None = None  # the size that the controller wants next
         self.counted_from = 0  # attempts that max_steps does not count
         self._start, self._end = 0.0, math.inf
@@ -87,6 +96,8 @@ class AdaptiveRK:
                 self.callbacks.report(accept, t, y, h)
             if accept:
                 stats.n_accepted += 1
+                if self.samples is not None and stats.n_accepted % LOOK == 4:
+                    self.samples.look(control.scaled, h)
                 wanted = abs(h) * control.factor(ratio)
                 # a step cut short to end on a mark says little about the size that is possible
                 self.h = max(wanted, self.h) if cut else wanted

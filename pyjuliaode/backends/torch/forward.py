@@ -20,7 +20,7 @@ from ..autocast import unwrapped
 from ..base import Event
 from ..runge_kutta import Stepper, state_at
 from .callbacks import Callbacks
-from .control import StepFailure
+from .control import SampleErrors, StepFailure, rms
 from .dense import DenseOutput, RestepOutput
 from .events import EventFinder
 from .fixed import endless_grid, fixed_grid
@@ -106,6 +106,10 @@ def run(
         unwrapped(problem.func), rhs.time, problem.structure.unpack, plan.callbacks
     )
     stream = plan.stream(rhs, y0, stats, graph, clock, callbacks, stops, compiled)
+    samples = None
+    if plan.kind == "adaptive" and plan.norm is rms and compiled is None:
+        dim = int(plan.options.get("batch_dim", 0))
+        samples = stream.samples = SampleErrors.of(problem.structure.shapes, dim)
     if plan.chooses_steps:
         steps = stream.steps(y0, times[0], times[-1], f0)
     else:
@@ -139,6 +143,8 @@ def run(
                 break
     except StepFailure as failure:
         trace.failure = failure
+    if samples is not None:
+        samples.report(stats.n_accepted)
     if record and len(trace.step_t) > 1:
         trace.end = (step.y1 if trace.event is None else trace.event.y).detach()
     unchecked = transforms_active() or traced(y0)
