@@ -25,6 +25,7 @@ from .dynamics import NODE as NODE
 from .dynamics import SONODE as SONODE
 from .dynamics import GNesterovNODE as GNesterovNODE
 from .dynamics import NesterovNODE as NesterovNODE
+from .errors import AccuracyWarning as AccuracyWarning
 from .errors import BackendError as BackendError
 from .errors import BackendUnavailableError as BackendUnavailableError
 from .errors import GradientWarning as GradientWarning
@@ -49,6 +50,7 @@ __all__ = [
     "HBNODE",
     "NODE",
     "SONODE",
+    "AccuracyWarning",
     "BackendError",
     "BackendUnavailableError",
     "Backsolve",

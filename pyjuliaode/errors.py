@@ -78,6 +78,10 @@ class GradientWarning(UserWarning):
     """A gradient that the user may expect is not going to be computed."""
 
 
+class AccuracyWarning(UserWarning):
+    """A result may be less accurate than its tolerances say."""
+
+
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """A warning that points at the line of the caller outside this package."""
     level, frame = 1, sys._getframe()

@@ -89,6 +89,8 @@ def solve_event(problem: Problem, solver: Solver, event_fn: EventFn, throw: bool
     upto = problem.up_to(result.event.t)
     at = _Moving(problem, event_fn, result)
     event_t, last = at.located()
+    # as it was found, and not in the digits of the state's dtype
+    event_t = result.event.t + (event_t - at.t).to(torch.float64)
     result.stats.nfe_forward += at.rhs.nfe
     rows = torch.cat([at.rows[:-1], last[None]])
     result.y = problem.structure.unpack(rows, (rows.shape[0],))

@@ -251,7 +251,7 @@ def _notes(error):
 
 
 def test_the_nearest_option_is_named():
-    with pytest.warns(UserWarning, match=r"stepsize \(Did you mean 'step_size'\?\)"):
+    with pytest.warns(UserWarning, match=r"stepsize \(Did you mean 'step_size'"):
         pjo.odeint(decay, Y0, T, method="rk4", options={"stepsize": 0.1})
 
 

@@ -367,6 +367,7 @@ def test_gradients_of_times_with_options(method, options):
     assert float((found - wanted).abs().max()) < 1e-2
 
 
+@pytest.mark.filterwarnings("ignore::pyjuliaode.AccuracyWarning")
 def test_a_gradient_of_the_times_does_not_change_the_value_in_float32():
     t = torch.tensor([1000.0, 1000.001], dtype=F64)
     f = lambda t, y: torch.ones_like(y)  # noqa: E731

@@ -70,14 +70,20 @@ class Step:
     def __init__(self, stepper: Stepper, t0: float, t1: float, h: Time, y0: Tensor, y1: Tensor):
         self._stepper, self.t0, self.t1, self.h, self.y0, self.y1 = stepper, t0, t1, h, y0, y1
 
-    def interpolate(self, t: Time) -> Tensor:
-        """The state at t within the step, by the method's continuous extension."""
+    def interpolate(self, t: float, at: Time | None = None) -> Tensor:
+        """The state at t within the step, by the method's continuous extension.
+
+        ``at`` is t with its gradient, where it carries one.
+        """
         stepper = self._stepper
         if stepper.tableau.interpolant is None:
             return restep(stepper, self.t0, self.y0, t)
         stepper.complete(self)
-        theta = (t - self.start) / self.h
-        return stepper.extend(self.y0, self.h, theta)
+        return stepper.extend(self.y0, self.h, self.fraction(t, t if at is None else at))
+
+    def fraction(self, t: float, at: Time) -> Time:
+        """The part of the step up to t; a value that does not suffer from a tensor's rounding."""
+        return moved(t - self.t0, at - self.start) / self.h
 
     def states(self, times: Sequence[float]) -> list[Tensor]:
         """The states at several times within the step; no autograd graph."""
@@ -85,8 +91,9 @@ class Step:
         if stepper.tableau.interpolant is None or not times:
             return [self.interpolate(t) for t in times]
         q = self.polynomial()
-        theta = torch.tensor([(t - self.t0) / (self.t1 - self.t0) for t in times], device="cpu")
-        powers = theta.to(torch.float64) ** torch.arange(1, q.shape[1] + 1, device="cpu")[:, None]
+        theta = [(t - self.t0) / (self.t1 - self.t0) for t in times]
+        theta = torch.tensor(theta, dtype=torch.float64, device="cpu")
+        powers = theta ** torch.arange(1, q.shape[1] + 1, device="cpu")[:, None]
         return list(torch.addmm(self.y0.detach()[:, None], q, powers.to(q)).unbind(1))
 
     def landing(self, t: float) -> Tensor:
@@ -114,12 +121,16 @@ class Step:
         return self._stepper.polynomial(float(self.h))
 
 
+def moved(value: float, by: Time | None) -> Time:
+    """``value``, with the gradient of ``by`` where that carries one; it is not rounded by it."""
+    return value + (by - by.detach()) if isinstance(by, Tensor) else value
+
+
 def span_between(t0: float, t1: float, h: float, clock: Mapping[float, Tensor]) -> Time:
     """h, with the gradient of its ends where these carry one; its value is not rounded by them."""
     if t0 not in clock and t1 not in clock:
         return h
-    delta = clock.get(t1, t1) - clock.get(t0, t0)
-    return h + (delta - delta.detach())
+    return moved(h, clock.get(t1, t1) - clock.get(t0, t0))
 
 
 class Stepper:
@@ -192,12 +203,11 @@ class Stepper:
         raise NotImplementedError
 
 
-def restep(stepper: Stepper, t0: float, y0: Tensor, t: Time) -> Tensor:
+def restep(stepper: Stepper, t0: float, y0: Tensor, t: float) -> Tensor:
     """The state at t by a step of its own, for methods without an interpolant of their order."""
     fresh = GraphStepper(stepper.rhs, stepper.tableau, stepper.clock)
     fresh.start(stepper.k[0])
-    h = t - t0 if isinstance(t, Tensor) else fresh.span(t0, t, t - t0)
-    return fresh.trial(t0, t, h, y0, close=False)
+    return fresh.trial(t0, t, fresh.span(t0, t, t - t0), y0, close=False)
 
 
 def powers_of(theta: float, degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -356,6 +366,5 @@ def state_at(step: Step, t: float, at: Time, linear: bool) -> Tensor:
     if t == step.t1:
         return step.y1
     if linear:
-        theta = (at - step.start) / step.h
-        return step.y0 + theta * (step.y1 - step.y0)
-    return step.interpolate(at)
+        return step.y0 + step.fraction(t, at) * (step.y1 - step.y0)
+    return step.interpolate(t) if at is t else step.interpolate(t, at)

@@ -12,7 +12,15 @@ from ...rhs import RHS
 from ...solution import Retcode, SolveStats
 from ..runge_kutta import Sides, Step, Stepper
 from .callbacks import Callbacks
-from .control import Control, StepFailure, between, resolution
+from .control import (
+    LOOK,
+    Control,
+    SampleErrors,
+    StepFailure,
+    between,
+    resolution,
+    unresolved,
+)
 
 # Every so many attempts it is asked whether the end can be reached at this pace: where it would
 # take so many times the most steps, hours of work are spared.
@@ -40,16 +48,17 @@ class AdaptiveRK:
         self.rhs, self.stepper, self.control = rhs, stepper, control
         self.stats, self.callbacks, self.sides = stats, callbacks, sides
         self.stops = {*stops, *sides.jumps}
+        self.samples: SampleErrors | None = None
         self.h: float | None = None  # the size that the controller wants next
         self.counted_from = 0  # attempts that max_steps does not count
-        self._end = math.inf
+        self._start, self._end = 0.0, math.inf
         self._farthest = 0.01 * torch.finfo(rhs.time_dtype).max  # a step to it may grow tenfold
         self._pace: list[float] = []  # times at every so many attempts
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[Step]:
         """Yield accepted steps from t0 to t1; raise :class:`StepFailure` where there are none."""
         direction = 1.0 if t1 > t0 else -1.0
-        self._end, self._pace = t1, []
+        self._start, self._end, self._pace = t0, t1, []
         if f0 is None:
             f0 = self._slope(t0, t1, y)
         self.stepper.start(f0)
@@ -78,7 +87,8 @@ class AdaptiveRK:
         while True:
             h, t1, cut = self._propose(t, mark, direction, last_ratio)
             self._check_count(stats.n_accepted + stats.n_rejected - self.counted_from, t)
-            span = stepper.span(t, t1, h)
+            # of the times as they are rounded, or the steps would not add up to the span
+            span = stepper.span(t, t1, t1 - t)
             y1 = stepper.trial(t, t1, span, y, self.sides.before(t, t1, stepper.clock))
             ratio = stepper.ratio(control, h, y, y1)
             accept = ratio <= 1.0 or (abs(h) <= control.min_step and math.isfinite(ratio))
@@ -86,6 +96,8 @@ class AdaptiveRK:
                 self.callbacks.report(accept, t, y, h)
             if accept:
                 stats.n_accepted += 1
+                if self.samples is not None and stats.n_accepted % LOOK == 4:
+                    self.samples.look(control.scaled, h)
                 wanted = abs(h) * control.factor(ratio)
                 # a step cut short to end on a mark says little about the size that is possible
                 self.h = max(wanted, self.h) if cut else wanted
@@ -136,6 +148,6 @@ class AdaptiveRK:
             h = 0.5 * remaining
         if h < resolution(t):
             if math.isfinite(last_ratio):
-                raise StepFailure(Retcode.DT_LESS_THAN_MIN, t, f"underflow in dt (dt = {h:.3g})")
+                raise unresolved(t, h, self._start, self._end)
             raise StepFailure(Retcode.UNSTABLE, t, "no step, however small, has a finite result")
         return direction * h, t + direction * h, False

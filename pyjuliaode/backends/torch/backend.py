@@ -26,7 +26,7 @@ from ...solution import Retcode, SolveStats
 from ...solver import Solver
 from ..base import Capabilities, Result
 from ..dense import UserDense
-from ..limits import check_scale
+from ..limits import check_scale, warn_of_coarse_times
 from ..runge_kutta import NeedsGraph
 from ..tolerance import tolerance
 from . import per_sample
@@ -448,12 +448,15 @@ def _result(problem: Problem, plan: Plan, trace: Trace, stats: SolveStats) -> Re
     elif trace.event is not None:
         retcode = Retcode.TERMINATED
     stats.retcode = retcode
+    if len(trace.step_t) > 1:
+        warn_of_coarse_times(problem, trace.step_t[-1])
     dense = None
     flat = trace.dense
     if flat is not None and flat.h:
         dense = UserDense(partial(_given, flat), problem.structure)
     elif trace.step_y and plan.tableau is not None:
-        make = partial(RestepOutput.of, trace.step_t, trace.step_y, problem, plan)
+        states = [*trace.step_y, trace.end]
+        make = partial(RestepOutput.of, trace.step_t, states, problem, plan)
         dense = UserDense(make, problem.structure)
     y = trace.y
     if y is None:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ...arguments import shown
+from ...errors import AccuracyWarning, warn
 from ...rhs import RHS
 from ...solution import Retcode
+from ..limits import SHIFT
 
 Norm = Callable[[Tensor], float]
 
@@ -58,6 +60,7 @@ class Control:
         self.max_steps, self.first_step = max_steps, first_step
         self.min_step, self.max_step = float(min_step), float(max_step)
         self.safety, self.ifactor, self.dfactor = float(safety), float(ifactor), float(dfactor)
+        self.scaled: Tensor | None = None  # error of the last trial by h, in units of the tolerance
         self._rejected: tuple[Tensor, Tensor] | None = None
         self._before: tuple[Tensor, Tensor] | None = None
 
@@ -72,7 +75,8 @@ class Control:
         self._before, self._rejected = (y1, abs1), (y0, abs0)
         largest = torch.maximum(abs0, abs1)
         scale = largest.mul_(self.rtol).add_(self.atol)
-        return abs(h) * self.norm(error.div_(scale))
+        self.scaled = error.div_(scale)
+        return abs(h) * self.norm(self.scaled)
 
     def rejected(self) -> None:
         """Forget the trial: the next one starts from the same state."""
@@ -134,6 +138,53 @@ class Control:
         return min(100 * h0, h1)
 
 
+# The common step of a batch is controlled by the mean over it: the error of one sample may be as
+# many times the tolerance as the root of their number. Told is of one whose errors are thrice the
+# tolerance on average (in ordinary models twice at most), and a hundred times it in sum.
+MEAN, SUM = 3.0, 100.0
+LOOK = 8  # every so many accepted steps, from the fourth
+
+
+class SampleErrors:
+    """Errors of the samples of a batch that is solved with common steps."""
+
+    def __init__(self, shape: tuple[int, ...], dim: int):
+        self.shape, self.size = shape, shape[dim]
+        self.others = tuple(i for i in range(len(shape)) if i != dim)
+        self.points = math.prod(shape) / self.size
+        self.total: Tensor | None = None
+        self.looks = 0
+
+    @classmethod
+    def of(cls, shapes: tuple[tuple[int, ...], ...], dim: int) -> SampleErrors | None:
+        """None where there are no samples, or too few for one to be averaged away."""
+        if len(shapes) > 1 or not dim < len(shapes[0]) or len(shapes[0]) < 2:
+            return None
+        shape = shapes[0]
+        return cls(shape, dim) if shape[dim] > MEAN**2 and math.prod(shape) else None
+
+    def look(self, scaled: Tensor, h: float) -> None:
+        """Add the errors of an accepted step; nothing waits for the device."""
+        found = torch.linalg.vector_norm(scaled.view(self.shape), dim=self.others)
+        self.total = torch.add(0.0 if self.total is None else self.total, found, alpha=abs(h))
+        self.looks += 1
+
+    def report(self, steps: int) -> None:
+        """Warn of the sample with the largest errors, where they are worth it."""
+        if self.total is None:
+            return
+        mean = float(self.total.max()) / self.looks / math.sqrt(self.points)
+        if mean > MEAN and mean * steps > SUM:
+            warn(
+                f"sample {int(self.total.argmax())} of {self.size} has errors of {mean:.2g} times "
+                f"the tolerance in each of {steps} steps: the common steps of a batch follow the "
+                "mean error over it, and this sample is harder than most. options={'per_sample': "
+                "True} gives every sample steps of its own; smaller tolerances, or a norm of the "
+                "largest error (options={'norm': lambda x: x.abs().max()}), bound it too",
+                AccuracyWarning,
+            )
+
+
 def between(times: Iterable[float], t0: float, t1: float) -> list[float]:
     """Those strictly between t0 and t1, in the order in which they are met."""
     low, high = min(t0, t1), max(t0, t1)
@@ -143,3 +194,12 @@ def between(times: Iterable[float], t0: float, t1: float) -> list[float]:
 def resolution(t: float) -> float:
     """The smallest sensible step at t: a few units in the last place of a Python float."""
     return 4.0 * math.ulp(max(abs(t), 1e-12))
+
+
+def unresolved(t: float, h: float, start: float, end: float, whose: str = "") -> StepFailure:
+    """A step of length h at t is too short; it may be the times that are too coarse."""
+    what, apart = f"underflow in dt{whose} (dt = {h:.3g})", math.ulp(t)
+    if apart <= 1e-10 * abs(end - start):
+        return StepFailure(Retcode.DT_LESS_THAN_MIN, t, what)
+    what += f", as the floating-point numbers there are {apart:.2g} apart,"
+    return StepFailure(Retcode.DT_LESS_THAN_MIN, t, what, f"{SHIFT.capitalize()}.")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...adjoints.checks import Witness
+from ...errors import UnsupportedError
 from ...problem import Problem
-from ...rhs import RHS
+from ...rhs import RHS, Time
 from ..runge_kutta import GraphStepper, Sides, powers_of
 from .plan import Plan
 
@@ -36,6 +37,10 @@ class DenseOutput:
         self.q.append(step.polynomial())
         self.h.append(step.t1 - step.t0)
         self.bounds.append(step.t1)
+
+    def end_at(self, t: float, y: Tensor) -> None:
+        """End within the last step, where an event was found."""
+        self.bounds[-1] = t
 
     def segment(self, t: float) -> int:
         """Index of the step that holds t."""
@@ -93,8 +98,9 @@ class StepsOutput(DenseOutput):
 class RestepOutput(DenseOutput):
     """Dense output by a fresh step from the last step boundary to the time itself.
 
-    Of the method's full order; costs one step's evaluations for every time asked for, and one
-    state for every accepted step.
+    Of the method's full order; costs one step's evaluations for every time asked for, one more for
+    every step that holds some, which is compared with what it was, and one state for every
+    accepted step. ``y`` holds the states at all of ``bounds``.
     """
 
     def __init__(self, t0: float, direction: float, rhs: RHS, plan: Plan):
@@ -106,7 +112,7 @@ class RestepOutput(DenseOutput):
     def of(
         cls, step_t: list[float], step_y: list[Tensor], problem: Problem, plan: Plan
     ) -> RestepOutput:
-        """From recorded step boundaries, and the states at all of them but the last."""
+        """From recorded step boundaries, and the states at them."""
         direction = 1.0 if step_t[-1] >= step_t[0] else -1.0
         dense = cls(step_t[0], direction, RHS(problem), plan)
         dense.bounds, dense.y = step_t, step_y
@@ -114,18 +120,50 @@ class RestepOutput(DenseOutput):
         return dense
 
     def append(self, step: Any) -> None:
-        self.y.append(step.y0.detach())
+        if not self.y:
+            self.y.append(step.y0.detach())
+        self.y.append(step.y1.detach())
         self.h.append(step.t1 - step.t0)
         self.bounds.append(step.t1)
 
-    @torch.no_grad()
+    def end_at(self, t: float, y: Tensor) -> None:
+        self.bounds[-1], self.y[-1] = t, y.detach()
+
     def at(self, t: float) -> Tensor:
-        i = self.segment(t)
+        return self.at_all([t])[0]
+
+    @torch.no_grad()
+    def at_all(self, times: Sequence[float]) -> Tensor:
+        found = []
+        for i, within in groupby(times, self.segment):
+            found += self._within(i, list(within))
+        return torch.stack(found)
+
+    def _within(self, i: int, times: list[float]) -> list[Tensor]:
+        """The states at times of one step."""
+        known = {self.bounds[i]: self.y[i], self.bounds[i + 1]: self.y[i + 1]}
+        if all(t in known for t in times):
+            return [known[t] for t in times]
         start, end, y = self.bounds[i], self.bounds[i + 1], self.y[i]
-        if t == start:
-            return y
-        if t == end and i + 1 < len(self.y):
-            return self.y[i + 1]
         self.stepper.start(self.stepper.rhs(self.sides.after(start, end, {}), y))
-        t_end = self.sides.before(start, end, {}) if t == end else None
+        again = self._step(start, end, y, self.sides.before(start, end, {}))
+        self._check_same(again, known[end], (end - start) * self.stepper.k[0])
+        return [known[t] if t in known else self._step(start, t, y) for t in times]
+
+    def _step(self, start: float, t: float, y: Tensor, t_end: Time | None = None) -> Tensor:
         return self.stepper.trial(start, t, t - start, y, t_end, close=False)
+
+    def _check_same(self, again: Tensor, before: Tensor, rise: Tensor) -> None:
+        """Raise where the field is another than it was: its steps are then of another solution."""
+        if not before.numel():
+            return
+        size = float(torch.stack([before, rise]).abs().max())
+        off = float((again - before).abs().max())
+        # rounding of one step, seen through the field, is far below
+        if not off <= torch.finfo(before.dtype).eps ** 0.6 * size:
+            raise UnsupportedError(
+                f"a step of this solution, taken again, differs by {off:.1e}: its field is another "
+                "than it was when it was solved (parameters changed, dropout, random numbers). "
+                "Solve with options={'dense': True}, which keeps polynomials, ask for the times in "
+                "t, or ask before the field changes"
+            )

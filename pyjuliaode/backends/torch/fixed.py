@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from ...arguments import times as grid_times
 from ...errors import InvalidArgumentError
 from ...rhs import RHS, Time
 from ...solution import Retcode, SolveStats
-from ..limits import number_of_steps
-from ..runge_kutta import Sides, Step, Stepper, combine
+from ..limits import check_step_size, number_of_steps
+from ..runge_kutta import Sides, Step, Stepper, combine, moved
 from .callbacks import Callbacks
 from .control import StepFailure, rms
 from .tableaus import RK4
@@ -44,12 +44,32 @@ def fixed_grid(
         return times
     start, end = times[0], times[-1]
     n = number_of_steps(start, end, dt)
+    if n > 1:
+        check_step_size(dt, max(abs(start), abs(end)))
     signed = math.copysign(dt, end - start)
     return [start + i * signed for i in range(n)] + [end]
 
 
+def ending_on(marks: Iterable[float], grid: Iterable[float]) -> Iterator[float]:
+    """The boundaries of ``grid`` with the marks between them.
+
+    A boundary that differs from a mark by rounding gives way to it, but for the first and the last.
+    """
+    grid = iter(grid)
+    t, t1 = next(grid), next(grid)
+    sign = math.copysign(1.0, t1 - t)
+    ahead = sorted((x for x in marks if sign * (x - t) > 0), reverse=sign > 0)  # the next is last
+    yield t
+    for later in chain(grid, (None,)):
+        slack = 0.0 if later is None else 1e-9 * abs(t1 - t)
+        while ahead and sign * (t1 - ahead[-1]) > slack:
+            yield ahead.pop()
+        yield ahead.pop() if ahead and sign * (ahead[-1] - t1) <= slack else t1
+        t, t1 = t1, later
+
+
 class FixedRK:
-    """An explicit Runge-Kutta method that steps on a grid."""
+    """An explicit Runge-Kutta method that steps on a grid, and ends steps on ``marks`` too."""
 
     def __init__(
         self,
@@ -58,14 +78,16 @@ class FixedRK:
         stats: SolveStats,
         sides: Sides,
         callbacks: Callbacks | None = None,
+        marks: Sequence[float] = (),
     ):
         self.rhs, self.stepper, self.stats = rhs, stepper, stats
         self.sides, self.callbacks = sides, callbacks
+        self.marks = {*marks, *sides.jumps}
 
     def steps(self, y: Tensor, grid: Iterable[float], f0: Tensor | None = None) -> Iterator[Step]:
         """Yield the steps along ``grid``."""
         stepper, slope = self.stepper, f0
-        for t, t1 in pairwise(grid):
+        for t, t1 in pairwise(ending_on(self.marks, grid)):
             self.stats.n_accepted += 1
             if slope is None:
                 slope = self.rhs(self.sides.after(t, t1, stepper.clock), y)
@@ -80,6 +102,7 @@ class FixedRK:
 
 def endless_grid(start: float, dt: float, max_steps: int) -> Iterator[float]:
     """Step boundaries from ``start`` on, where the search for an event has no end."""
+    check_step_size(abs(dt), start)
     yield from (start + i * dt for i in range(max_steps + 1))
     raise StepFailure(
         Retcode.MAX_ITERS, start + max_steps * dt, f"{max_steps} steps were taken without an event"
@@ -119,8 +142,12 @@ class HermiteStep:
         d, a, b = self.y1 - self.y0, self.h * self.f0, self.h * self._f1()
         return a, 3 * d - 2 * a - b, a + b - 2 * d
 
-    def interpolate(self, t: Time) -> Tensor:
-        theta = 1 + (t - self.t1) / self.h  # so that a start that carries a gradient moves it
+    def fraction(self, t: float, at: Time) -> Time:
+        """As of :class:`Step`."""
+        return moved(t - self.start, at) / self.h
+
+    def interpolate(self, t: float, at: Time | None = None) -> Tensor:
+        theta = 1 + moved(t - self.t1, at) / self.h
         q1, q2, q3 = self._coefficients()
         return self.y0 + theta * (q1 + theta * (q2 + theta * q3))
 
@@ -137,7 +164,9 @@ class HermiteStep:
 class Adams:
     """Adams-Bashforth, or Adams-Bashforth-Moulton when implicit, started by Runge-Kutta steps.
 
-    The weights come from the actual times of the history, so the grid need not be uniform.
+    The weights come from the actual times of the history, so the grid need not be uniform. Where
+    they would magnify rounding, as with times that nearly coincide, a Runge-Kutta step is taken;
+    after a discontinuity the history begins anew.
     """
 
     def __init__(
@@ -152,11 +181,13 @@ class Adams:
         max_order: int = 4,
         max_iters: int = 4,
         callbacks: Callbacks | None = None,
+        marks: Sequence[float] = (),
     ):
         self.rhs, self.stats = rhs, stats
         self.implicit, self.rtol, self.atol, self.clock = implicit, rtol, atol, clock
         self.max_order, self.max_iters = int(max_order), int(max_iters)
         self.sides, self.callbacks = sides, callbacks
+        self.marks = {*marks, *sides.jumps}
 
     def steps(
         self, y: Tensor, grid: Iterable[float], f0: Tensor | None = None
@@ -164,7 +195,7 @@ class Adams:
         """Yield the steps along ``grid``."""
         history: list[tuple[float, Tensor]] = []  # newest first
         slope = f0
-        for t, t1 in pairwise(grid):
+        for t, t1 in pairwise(ending_on(self.marks, grid)):
             if slope is None:
                 slope = self.rhs(self.sides.after(t, t1, {}), y)
             if t in self.clock:
@@ -172,7 +203,8 @@ class Adams:
                 shift = self.clock[t] - self.clock[t].detach()
                 y = y - slope * shift.to(y.dtype)
                 slope = self.rhs(self.sides.after(t, t1, {}), y)
-            history = [(t, slope), *history[: self.max_order - 1]]
+            older = [] if t in self.sides.jumps else _apart(t, t1, history)
+            history = [(t, slope), *older[: self.max_order - 1]]
             self.stats.n_accepted += 1
             h = t1 - t
             y1 = self._advance(t, t1, h, y, history)
@@ -190,12 +222,12 @@ class Adams:
     def _advance(
         self, t: float, t1: float, h: Time, y: Tensor, history: list[tuple[float, Tensor]]
     ) -> Tensor:
-        if len(history) < self.max_order and self.max_order > 1:
-            return self._starting_step(t, t1, h, y, history[0][1])
         nodes = tuple(round((s - t) / (t1 - t), 10) for s, _ in history)
+        if len(history) < self.max_order > 1 or not even_enough(nodes):
+            return self._starting_step(t, t1, h, y, history[0][1])
         slopes = [f for _, f in history]
         y1 = combine(y, h, adams_weights(nodes), slopes)
-        return self._correct(self._end(t, t1), h, y, y1, nodes, slopes) if self.implicit else y1
+        return self._correct(t, t1, h, y, y1, nodes, slopes) if self.implicit else y1
 
     def _starting_step(self, t: float, t1: float, h: Time, y: Tensor, slope: Tensor) -> Tensor:
         k = [slope]
@@ -205,20 +237,56 @@ class Adams:
         return combine(y, h, RK4.b, k)
 
     def _correct(
-        self, end: Time, h: Time, y: Tensor, y1: Tensor, nodes: tuple, slopes: list[Tensor]
+        self,
+        t: float,
+        t1: float,
+        h: Time,
+        y: Tensor,
+        y1: Tensor,
+        nodes: tuple[float, ...],
+        slopes: list[Tensor],
     ) -> Tensor:
         """Fixed-point iterations of the Adams-Moulton formula of one order more."""
-        weights = adams_weights((1.0, *nodes))
+        weights, end = adams_weights((1.0, *nodes)), self._end(t, t1)
         known = combine(y, h, weights[1:], slopes)
+        size = math.inf
         for _ in range(self.max_iters):
-            before = y1
+            before, last = y1, size
             slope = self.rhs(end, y1)
             y1 = combine(known, h, weights[:1], [slope])
             with torch.no_grad():
-                change = (y1 - before) / (self.atol + self.rtol * y1.abs())
-                if rms(change) <= 1.0:
-                    break
+                scale = self.atol + self.rtol * y1.abs()
+                size = rms((y1 - before) / scale)
+                if size <= 1.0:
+                    return y1
+        self._check_contracts(t, t1, size, size / last, y1.detach() / scale)
         return y1
+
+    def _check_contracts(
+        self, t: float, t1: float, size: float, rate: float, scaled: Tensor
+    ) -> None:
+        """Raise where the iteration has not ended and is too slow for the method to be stable."""
+        rounding = 100 * torch.finfo(scaled.dtype).eps * rms(scaled)
+        if size > rounding and rate > largest_rate(self.max_order, self.max_iters):
+            raise StepFailure(
+                Retcode.CONVERGENCE_FAILURE,
+                t,
+                f"the fixed-point iteration of implicit_adams does not converge with a step of "
+                f"{abs(t1 - t):.3g}",
+                "Take shorter steps (dt, or options['step_size']); a stiff problem needs an "
+                "implicit method with Newton's iteration (Rodas5P of the Julia backend, or "
+                "scipy_solver with options={'solver': 'BDF'}).",
+            )
+
+
+def _apart(t: float, t1: float, history: list[tuple[float, Tensor]]) -> list[tuple[float, Tensor]]:
+    """The history without times so near a later one that they tell nothing more of this step."""
+    kept, last = [], t
+    for s, slope in history:
+        if abs(last - s) >= 1e-3 * abs(t1 - t):
+            kept.append((s, slope))
+            last = s
+    return kept
 
 
 class _Once:
@@ -241,3 +309,33 @@ def adams_weights(nodes: tuple[float, ...]) -> tuple[float, ...]:
     s = torch.tensor(nodes, dtype=torch.float64)
     m = torch.arange(len(nodes), dtype=torch.float64)
     return tuple(torch.linalg.solve(s[None, :] ** m[:, None], 1.0 / (m + 1)).tolist())
+
+
+@lru_cache(maxsize=4096)
+def even_enough(nodes: tuple[float, ...]) -> bool:
+    """Whether the weights magnify rounding no more than a hundredfold what equal steps do."""
+    if nodes[-1] < -1e4:  # the step is short beside its history, and the equations are singular
+        return False
+    equal = adams_weights(tuple(-float(i) for i in range(len(nodes))))
+    return sum(map(abs, adams_weights(nodes))) <= 100 * sum(map(abs, equal))
+
+
+@lru_cache(maxsize=64)
+def largest_rate(order: int, iterations: int) -> float:
+    """The contraction b0 h |df/dy| up to which decaying solutions decay.
+
+    Of Adams-Bashforth of ``order``, corrected by so many iterations of Adams-Moulton of one order
+    more, by the roots of its characteristic polynomial over y' = λ y and equal steps.
+    """
+    nodes = tuple(-float(i) for i in range(order))
+    predict, (b0, *correct) = adams_weights(nodes), adams_weights((1.0, *nodes))
+    companion = torch.eye(order, dtype=torch.float64).roll(1, 0)
+    one = companion.new_zeros(order)
+    one[0] = 1.0
+    for rate in (0.01 * i for i in range(1, 100)):
+        z, left = -rate / b0, (-rate) ** iterations
+        known, guess = one + z * one.new_tensor(correct), one + z * one.new_tensor(predict)
+        companion[0] = left * guess + (1 - left) / (1 + rate) * known
+        if float(torch.linalg.eigvals(companion).abs().max()) > 1.0 + 1e-9:
+            return rate
+    return 1.0

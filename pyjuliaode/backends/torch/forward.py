@@ -22,7 +22,7 @@ from ...solution import Retcode, SolveStats
 from ..base import Event
 from ..runge_kutta import Stepper, state_at
 from .callbacks import Callbacks
-from .control import StepFailure
+from .control import SampleErrors, StepFailure, rms
 from .dense import DenseOutput, RestepOutput, StepsOutput
 from .events import EventFinder
 from .fixed import endless_grid, fixed_grid
@@ -42,6 +42,7 @@ class Trace:
             or stacked to (T', N).
         step_t: the accepted step boundaries, the first being t[0].
         step_y: flat states at the step boundaries but the last, where recorded.
+        end: that at the last.
         dense: dense output, where recorded.
         failure: why the run ended early, or None.
         event: what ended the run, or None; its state is then the last of the rows.
@@ -53,6 +54,7 @@ class Trace:
     rows: list[Tensor] | Tensor
     step_t: list[float]
     step_y: list[Tensor] = field(default_factory=list)
+    end: Tensor | None = None
     dense: DenseOutput | None = None
     failure: StepFailure | None = None
     event: Event | None = None
@@ -102,12 +104,17 @@ def run(
     """
     times = problem.times
     direction = 1.0 if times[-1] >= times[0] else -1.0
+    y0 = y0.clone()  # the user's, who may write into it: in the field, or while the result is kept
     trace = Trace([y0], [times[0]], dense=_dense_output(plan, rhs, times[0], direction, dense))
     stops = times if land or plan.lands else ()
     callbacks = Callbacks.of(
         unwrapped(problem.func), rhs.time, problem.structure.unpack, plan.callbacks
     )
     stream = plan.stream(rhs, y0, stats, graph, clock, callbacks, stops, compiled)
+    samples = None
+    if plan.kind == "adaptive" and plan.norm is rms and compiled is None:
+        dim = int(plan.options.get("batch_dim", 0))
+        samples = stream.samples = SampleErrors.of(problem.structure.shapes, dim)
     if plan.chooses_steps:
         steps = stream.steps(y0, times[0], times[-1], f0)
     else:
@@ -145,7 +152,12 @@ def run(
         trace.failure = failure
     if witness and trace.failure is None and len(trace.step_t) > 1:
         trace.witnesses.append(_end(step, plan, rhs))
-    unchecked = problem.drop_in or plan.chooses_steps or transforms_active() or traced(y0)
+    if samples is not None:
+        samples.report(stats.n_accepted)
+    if record and len(trace.step_t) > 1:
+        trace.end = (step.y1 if trace.event is None else trace.event.y).detach()
+    unchecked = transforms_active() or traced(y0)
+    unchecked = unchecked or (_finite(trace.rows[-1]) if plan.chooses_steps else problem.drop_in)
     if trace.failure is None and not unchecked:
         _check_finite(trace, times)
     return trace
@@ -157,7 +169,7 @@ def _end_at(trace: Trace, event: Event, times: list[float]) -> None:
         trace.rows.pop()
     trace.rows.append(event.y)
     if trace.dense is not None:
-        trace.dense.bounds[-1] = event.t
+        trace.dense.end_at(event.t, event.y)
 
 
 def _begin(step: Any, plan: Plan, rhs: RHS) -> Witness:
@@ -207,7 +219,7 @@ def _collect(
         t = times[pending]
         at = clock.get(t, t)
         if at is not t and plan.kind == "adams":
-            trace.rows.append(step.interpolate(at))
+            trace.rows.append(step.interpolate(t, at))
         else:
             trace.rows.append(state_at(step, t, at, plan.linear))
         pending += 1
@@ -227,8 +239,14 @@ def _append_many(
 
 
 @torch.no_grad()
+def _finite(y: Tensor) -> bool:
+    """Whether a state is: then so are those before it, of which it is a sum."""
+    return not bool((y - y).any())
+
+
+@torch.no_grad()
 def _check_finite(trace: Trace, times: list[float]) -> None:
-    """Methods without error control: a non-finite state ends the run before it."""
+    """A non-finite state, an overflow that no error estimate shows, ends the run before it."""
     finite = torch.stack(trace.rows).isfinite().all(dim=1)
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])

@@ -7,7 +7,6 @@ shape (B, 1, ..., 1). The gradient is the direct one.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from ...problem import Problem
 from ...rhs import RHS
 from ...solution import Retcode, SolveStats
 from ...solver import Solver
-from .control import StepFailure
+from .control import StepFailure, unresolved
 from .forward import Trace
 from .plan import Plan
 
@@ -42,6 +41,10 @@ class _Batch:
     def norm(self, x: Tensor) -> Tensor:
         """Root mean square of each sample, (B,)."""
         return x.abs().movedim(self.dim, 0).reshape(self.size, -1).square().mean(1).sqrt()
+
+    def finite(self, x: Tensor) -> Tensor:
+        """Whether each sample is finite, (B,)."""
+        return x.detach().isfinite().movedim(self.dim, 0).reshape(self.size, -1).all(1)
 
 
 def run(
@@ -67,11 +70,13 @@ def run(
         raise UnsupportedError(f"per_sample does not support {what}; use a joint solve")
     stats.adjoint = "direct"
     loop = _Loop(problem, plan, rhs, batch, stats)
+    failure = None
     try:
-        rows = loop.run()
-    except StepFailure as failure:
-        return Trace([problem.y0], problem.times[:1], failure=failure)
-    return Trace([r.reshape(-1) for r in rows], list(problem.times))
+        loop.run()
+    except StepFailure as found:
+        failure = found
+    rows = [r.reshape(-1) for r in loop.reached()]
+    return Trace(rows, problem.times[: len(rows)], failure=failure)
 
 
 def _check(problem: Problem, plan: Plan, solver: Solver, adjoint: Adjoint) -> _Batch:
@@ -94,30 +99,42 @@ def _check(problem: Problem, plan: Plan, solver: Solver, adjoint: Adjoint) -> _B
 
 
 class _Loop:
+    """The solve; times and steps are float64 whatever the state is."""
+
     def __init__(self, problem: Problem, plan: Plan, rhs: RHS, batch: _Batch, stats: SolveStats):
         self.problem, self.plan, self.rhs, self.batch, self.stats = problem, plan, rhs, batch, stats
         self.control = plan.control()
         self.sign = 1.0 if problem.times[-1] > problem.times[0] else -1.0
-        self.dtype = problem.time_dtype
         self.rtol, self.atol = (
             x.view(batch.shape) if isinstance(x, Tensor) else x for x in (plan.rtol, plan.atol)
         )
+        y0 = problem.y0.view(batch.shape)
+        # NaN until a sample comes by
+        self.rows = [y0, *(torch.full_like(y0, torch.nan) for _ in problem.times[1:])]
+        start = problem.times[0]
+        self.t = torch.full((batch.size,), start, dtype=torch.float64, device=y0.device)
 
     def field(self, t: Tensor, y: Tensor) -> Tensor:
         return self.rhs(self.batch.spread(t), y.reshape(-1)).view(self.batch.shape)
 
-    def run(self) -> list[Tensor]:
-        """States (*batch.shape) at the requested times."""
-        times, batch = self.problem.times, self.batch
-        y = self.problem.y0.view(batch.shape)
-        t = torch.full((batch.size,), times[0], dtype=self.dtype, device=y.device)
+    def reached(self) -> list[Tensor]:
+        """States (*batch.shape) at the requested times, up to the first that is not complete."""
+        complete = [bool(self.batch.finite(row).all()) for row in self.rows[1:]]
+        return self.rows[: 1 + [*complete, False].index(False)]
+
+    def run(self) -> None:
+        """Fill the rows; raise :class:`StepFailure` where one stays incomplete."""
+        end, batch, t = self.problem.times[-1], self.batch, self.t
+        y = self.rows[0].clone()
         f = self.field(t, y)
+        self._check_finite(y, "y0")
+        self._check_finite(f, "the field at y0")
         h = self._first_step(t, y, f)
-        rows = [y] + [torch.zeros_like(y) for _ in times[1:]]
-        end = times[-1]
         for _ in range(self.control.max_steps):
-            cut = torch.minimum(h, (end - t).abs())
-            y1, f1, slopes, ratio = self._trial(t, cut, y, f)
+            room = (end - t).abs()
+            t1 = torch.where(h >= room * (1 - 1e-9), end, t + self.sign * h)
+            cut, span = torch.minimum(h, room), t1 - t
+            y1, f1, slopes, ratio = self._trial(t, span, y, f)
             accept = ratio <= 1.0  # False where the ratio is NaN
             accept = accept | ((cut <= self.control.min_step) & ratio.isfinite())
             if not bool(accept.all()):
@@ -125,20 +142,35 @@ class _Loop:
                 if y1.requires_grad:
                     # a rejected trial may hold NaN, which reaches the gradient through where():
                     # repeat it with a step of no length for the samples that it rejects
-                    kept = torch.where(accept, cut, torch.zeros_like(cut))
+                    kept = torch.where(accept, span, torch.zeros_like(span))
                     y1, f1, slopes, _ = self._trial(t, kept, y, f)
-            t1 = torch.where(cut < h, torch.full_like(t, end), t + self.sign * cut)
-            rows = self._outputs(rows, t, t1, accept, cut, y, y1, slopes)
+            self._write(t, t1, accept, y, y1, slopes)
             active = t != end
             self.stats.n_accepted += 1
-            t = torch.where(accept, t1, t)
+            self.t = t = torch.where(accept, t1, t)
             keep = batch.spread(accept)
             y, f = torch.where(keep, y1, y), torch.where(keep, f1, f)
             h = torch.where(active, self._next(h, cut, ratio, accept), h)
             self._check_progress(t, h, ratio)
             if bool((t == end).all()):
-                return rows
-        raise StepFailure(Retcode.MAX_ITERS, float(t.min()), "the largest number of steps is spent")
+                self._check_complete()
+                return
+        slowest = self.sign * float((self.sign * t).min())
+        raise StepFailure(Retcode.MAX_ITERS, slowest, "the largest number of steps is spent")
+
+    def _check_finite(self, x: Tensor, what: str) -> None:
+        finite = self.batch.finite(x)
+        if not bool(finite.all()):
+            sample = int((~finite).nonzero()[0])
+            what = f"{what} of sample {sample} is not finite (NaN or Inf)"
+            raise StepFailure(Retcode.UNSTABLE, float(self.t[sample]), what)
+
+    def _check_complete(self) -> None:
+        finite = torch.stack([self.batch.finite(row) for row in self.rows])
+        if not bool(finite.all()):
+            row, sample = (~finite).nonzero()[0].tolist()
+            what = f"the state of sample {sample} is not finite"
+            raise StepFailure(Retcode.UNSTABLE, self.problem.times[row], what)
 
     @torch.no_grad()
     def _first_step(self, t: Tensor, y: Tensor, f: Tensor) -> Tensor:
@@ -148,18 +180,18 @@ class _Loop:
         d0, d1 = self.batch.norm(y / scale), self.batch.norm(f / scale)
         small = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(small, torch.full_like(d0, 1e-6), 0.01 * d0 / d1.clamp(min=1e-30))
+        h0 = h0.clamp(max=min(abs(self.problem.times[-1] - self.problem.times[0]), 1e30))
         f1 = self.field(t + self.sign * h0, y + self.batch.spread(self.sign * h0) * f)
         d2 = self.batch.norm((f1 - f) / scale) / h0
         largest = torch.maximum(d1, d2)
         h1 = (0.01 / largest.clamp(min=1e-15)) ** (1.0 / self.control.order)
-        return torch.minimum(100 * h0, h1).to(t.dtype)
+        return torch.where(d2.isfinite(), torch.minimum(100 * h0, h1), h0).to(t.dtype)
 
     def _trial(
-        self, t: Tensor, h: Tensor, y: Tensor, f: Tensor
+        self, t: Tensor, signed: Tensor, y: Tensor, f: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
         """(y1, f1, slopes, error ratio) of one step of every sample."""
         tab = self.plan.tableau
-        signed = self.sign * h
         wide = self.batch.spread(signed).to(y.dtype)
         k = [f]
         yi = y
@@ -174,34 +206,26 @@ class _Loop:
             ratio = self.batch.norm(error / scale)
         return y1, f1, k if tab.fsal else [*k, f1], ratio
 
-    def _outputs(
-        self,
-        rows: list[Tensor],
-        t: Tensor,
-        t1: Tensor,
-        accept: Tensor,
-        h: Tensor,
-        y: Tensor,
-        y1: Tensor,
-        k: list[Tensor],
-    ) -> list[Tensor]:
+    def _write(
+        self, t: Tensor, t1: Tensor, accept: Tensor, y: Tensor, y1: Tensor, k: list[Tensor]
+    ) -> None:
         """Fill in the requested times that lie in the accepted steps of the samples."""
-        sign, batch, times = self.sign, self.batch, self.problem.times
+        sign, batch, times, rows = self.sign, self.batch, self.problem.times, self.rows
+        span = t1 - t
+        length = torch.where(span == 0, 1.0, span)  # of a sample that has ended
         low, high = float((sign * t).min()), float((sign * t1).max())
         due = [j for j in range(1, len(times)) if low < sign * times[j] <= high]
         if due:
-            k = self._completed(t, torch.where(accept, h, torch.zeros_like(h)), y, k)
+            k = self._completed(t, torch.where(accept, span, torch.zeros_like(span)), y, k)
         for j in due:
             inside = accept & (sign * t < sign * times[j]) & (sign * times[j] <= sign * t1)
-            theta = (sign * (times[j] - t) / h.clamp(min=torch.finfo(h.dtype).tiny)).clamp(0, 1)
-            state = self._extend(y, batch.spread(sign * h), batch.spread(theta), k)
+            theta = ((times[j] - t) / length).clamp(0, 1).to(y.dtype)
+            state = self._extend(y, batch.spread(span.to(y.dtype)), batch.spread(theta), k)
             state = torch.where(batch.spread(t1 == times[j]), y1, state)
             rows[j] = torch.where(batch.spread(inside), state, rows[j])
-        return rows
 
-    def _completed(self, t: Tensor, h: Tensor, y: Tensor, k: list[Tensor]) -> list[Tensor]:
+    def _completed(self, t: Tensor, signed: Tensor, y: Tensor, k: list[Tensor]) -> list[Tensor]:
         """The slopes with those that the continuous extension alone reads."""
-        signed = self.sign * h
         wide = self.batch.spread(signed).to(y.dtype)
         for c, a in self.plan.tableau.extra:
             k = [*k, self.field(t + c * signed, y + wide * _weighted(a, k))]
@@ -229,15 +253,16 @@ class _Loop:
 
     def _check_progress(self, t: Tensor, h: Tensor, ratio: Tensor) -> None:
         with torch.no_grad():
-            eps = torch.finfo(t.dtype).eps
-            stuck = (h < 4 * eps * t.abs().clamp(min=1e-12)) & (t != self.problem.times[-1])
+            eps, (start, *_, end) = torch.finfo(t.dtype).eps, self.problem.times
+            stuck = (h < 4 * eps * t.abs().clamp(min=1e-12)) & (t != end)
             if not bool(stuck.any()):
                 return
             sample = int(stuck.nonzero()[0])
-            finite = math.isfinite(float(ratio[sample]))
-            code = Retcode.DT_LESS_THAN_MIN if finite else Retcode.UNSTABLE
-            what = f"underflow in dt (dt = {float(h[sample]):.3g}, sample {sample})"
-            raise StepFailure(code, float(t[sample]), what)
+            at, size, finite = float(t[sample]), float(h[sample]), bool(ratio[sample].isfinite())
+            if finite:
+                raise unresolved(at, size, start, end, f" of sample {sample}")
+            what = f"no step of sample {sample}, however small, has a finite result"
+            raise StepFailure(Retcode.UNSTABLE, at, what)
 
 
 def _weighted(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:

@@ -39,8 +39,11 @@ _KNOWN = {
         *("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor"),
         *("step_t", "jump_t"),
     },
-    "fixed": {"step_size", "grid_constructor", "interp", "jump_t"},
-    "adams": {"step_size", "grid_constructor", "interp", "jump_t", "max_order", "max_iters"},
+    "fixed": {"step_size", "grid_constructor", "interp", "step_t", "jump_t"},
+    "adams": {
+        *("step_size", "grid_constructor", "interp", "step_t", "jump_t"),
+        *("max_order", "max_iters"),
+    },
     "scipy": {"solver", "min_step", "max_step", "first_step"},
     "pan": {
         *("num_coeffs", "num_points", "max_coeffs", "max_iters", "coarse_steps", "chunk_size"),
@@ -203,6 +206,7 @@ class Plan:
                 *(rhs, stats, implicit, self.rtol, self.atol, clock),
                 sides=self.sides(rhs.time_dtype),
                 callbacks=callbacks,
+                marks=self._step_t,
                 **order,
             )
         if self.kind == "scipy":
@@ -228,7 +232,7 @@ class Plan:
             stepper = BufferedStepper(rhs, self.tableau, like)
         sides = self.sides(rhs.time_dtype)
         if self.kind == "fixed":
-            return FixedRK(rhs, stepper, stats, sides, callbacks)
+            return FixedRK(rhs, stepper, stats, sides, callbacks, self._step_t)
         stops = [*stops, *self._step_t]
         return AdaptiveRK(rhs, stepper, self.control(), stats, sides, callbacks, stops)
 
