@@ -77,6 +77,18 @@ def transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def batched(x: Tensor) -> bool:
+    """Whether torch.func.vmap is at work on ``x``, whose values cannot be read then."""
+    functorch = torch._C._functorch
+    while torch._C._are_functorch_transforms_active():
+        if functorch.is_batchedtensor(x):
+            return True
+        if not functorch.is_functorch_wrapped_tensor(x):
+            return False
+        x = functorch.get_unwrapped(x)
+    return False
+
+
 def refuse_transforms(what: str, remedy: str | None = None) -> None:
     """Raise where a torch.func transform, or forward mode, is at work, which a gradient of our own
     cannot follow.

@@ -20,7 +20,7 @@ from ...autocast import AutocastField, unwrapped
 from ...errors import InvalidArgumentError, UnsupportedError
 from ...graph import saved_bytes
 from ...problem import HALF, Problem
-from ...refusal import refuse_transforms, transforms_active
+from ...refusal import batched, refuse_transforms, transforms_active
 from ...rhs import RHS, PerFunction
 from ...solution import Retcode, SolveStats
 from ...solver import Solver
@@ -283,7 +283,7 @@ def _run_direct(
     compiled: CompiledField | None,
 ) -> Trace:
     """The discrete adjoint, or no adjoint where nothing requires a gradient."""
-    if plan.kind == "adaptive" and _batched(problem.y0):
+    if plan.kind == "adaptive" and batched(problem.y0):
         raise UnsupportedError(
             "torch.func.vmap cannot follow adaptive steps, which depend on the values; use a "
             "batch dimension, options={'per_sample': True}, or a method of fixed step"
@@ -344,17 +344,6 @@ def _run_pan(
 def _first_slope(problem: Problem, plan: Plan, rhs: RHS) -> Tensor:
     times = problem.times
     return rhs(plan.sides(rhs.time_dtype).after(times[0], times[-1], {}), problem.y0)
-
-
-def _batched(x: Tensor) -> bool:
-    functorch = torch._C._functorch
-    while torch._C._are_functorch_transforms_active():
-        if functorch.is_batchedtensor(x):
-            return True
-        if not functorch.is_functorch_wrapped_tensor(x):
-            return False
-        x = functorch.get_unwrapped(x)
-    return False
 
 
 def _check_replay(problem: Problem) -> None:
