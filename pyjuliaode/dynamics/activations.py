@@ -32,7 +32,7 @@ class Activation(nn.Module):
         """σ'(x)."""
         raise NotImplementedError
 
-    def elasticity(self, x: Tensor) -> Tensor:
+    def elasticity(self, x: Tensor) -> Tensor | float:
         """x σ'(x)/σ(x) for x > 0, also where σ(x) is too small to be told from 0."""
         limits = torch.finfo(x.dtype)
         x = x.clamp(limits.tiny, limits.max)
@@ -56,8 +56,8 @@ class Identity(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.ones_like(x)
 
-    def elasticity(self, x: Tensor) -> Tensor:
-        return torch.ones_like(x)
+    def elasticity(self, x: Tensor) -> float:
+        return 1.0
 
     def inverse(self, y: Tensor) -> Tensor:
         return y

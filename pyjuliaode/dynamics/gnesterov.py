@@ -122,10 +122,11 @@ class GNesterovNODE(SecondOrderDynamics):
         k = factor(t, self.r)
         return self.activation_factor.derivative(k) * k * rate(t, self.r)
 
-    def _kappa_rate(self, t: Tensor) -> Tensor:
-        """κ'(t)/κ(t), also where both are too small to be told from 0."""
+    def _kappa_and_rate(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """κ(t) and κ'(t)/κ(t), that also where both are too small to be told from 0."""
         t = self._safe(t)
-        return self.activation_factor.elasticity(factor(t, self.r)) * rate(t, self.r)
+        k = factor(t, self.r)
+        return self.activation_factor(k), self.activation_factor.elasticity(k) * rate(t, self.r)
 
     def initial_state(self, h0: Tensor, dh0: Tensor | None = None, t0: Time = 0.0) -> Tensor:
         if self.variant == "published":
@@ -135,19 +136,21 @@ class GNesterovNODE(SecondOrderDynamics):
         if as_number(t0) < 0 or self._t_saturated is None:
             check_positive_start(t0, type(self).__name__, "take t0 = 1, as the papers' runs do")
         t = as_time(t0)
-        kappa = self._kappa(t)
-        x0 = h0 / kappa
-        rest = -self._kappa_rate(t) * h0 if self._holds_h else -self._kappa_slope(t) * x0
+        if self._holds_h:
+            (kappa, growth), first = self._kappa_and_rate(t), h0
+        else:
+            kappa, growth = self._kappa(t), self._kappa_slope(t)
+            first = h0 / kappa
+        rest = -growth * first
         speed = (rest if velocity is None else velocity + rest) / kappa
-        first = h0 if self._holds_h else x0
         return torch.stack((first, self.activation_velocity.inverse(speed)))
 
     def forward(self, t: Tensor, state: Tensor, *args: Any) -> Tensor:
         first, second = state.unbind(0)
         if self._holds_h:
             slope, m_slope = self.constrained_slope(t, first, second, first, *args)
-            growth = torch.mul(self._kappa_rate(t), first)
-            return torch.stack((torch.addcmul(growth, self._kappa(t), slope), m_slope))
+            kappa, growth = self._kappa_and_rate(t)
+            return torch.stack((torch.addcmul(growth * first, kappa, slope), m_slope))
         if self.variant == "published":
             h, m = first, published.momentum(t, first, second, self.r)
         else:
@@ -185,11 +188,13 @@ class GNesterovNODE(SecondOrderDynamics):
     def velocity(self, t: Time, state: Tensor) -> Tensor:
         t = as_time(t)
         first, second = state.unbind(0)
-        kappa = self._kappa(t)
+        if self._holds_h:
+            kappa, growth = self._kappa_and_rate(t)
+        else:
+            kappa, growth = self._kappa(t), self._kappa_slope(t)
         if self.variant == "published":
             return published.velocity(t, first, second, self.r, kappa)
-        rest = self._kappa_rate(t) if self._holds_h else self._kappa_slope(t)
-        return rest * first + kappa * self.activation_velocity(second)
+        return growth * first + kappa * self.activation_velocity(second)
 
     def extra_repr(self) -> str:
         xi = show(self.fixed_xi)

@@ -139,9 +139,8 @@ class NesterovNODE(SecondOrderDynamics):
         return torch.stack(self._form.start(h0, self.start(h0, dh0), t0))
 
     def forward(self, t: Tensor, state: Tensor, *args: Any) -> Tensor:
-        parts = state.unbind(0)
-        f = self.evaluate(t, self._form.feature(t, parts[0]), *args)
-        return torch.stack(self._form.slope(t, parts, f))
+        f = self.evaluate(t, self._form.feature(t, state[0]), *args)
+        return self._form.slope(t, state, f)
 
     def readout(self, t: Time, state: Tensor) -> Tensor:
         return self._form.readout(as_time(t), state[0])

@@ -25,7 +25,7 @@ class Form(Protocol):
     def feature(self, t: Tensor, first: Tensor) -> Tensor:
         """h, where the field is evaluated."""
 
-    def slope(self, t: Tensor, state: tuple[Tensor, ...], f: Tensor) -> tuple[Tensor, Tensor]: ...
+    def slope(self, t: Tensor, state: Tensor, f: Tensor) -> Tensor: ...
 
     def readout(self, t: Tensor, first: Tensor) -> Tensor: ...
 
@@ -54,14 +54,14 @@ class SecondOrderForm:
     def feature(self, t: Tensor, first: Tensor) -> Tensor:
         return first
 
-    def slope(self, t: Tensor, state: tuple[Tensor, ...], f: Tensor) -> tuple[Tensor, Tensor]:
-        _, v = state
+    def slope(self, t: Tensor, state: Tensor, f: Tensor) -> Tensor:
+        v = state[1]
         # A branch in Python would wait for the device. Both values are computed, so t is replaced
         # by 1 where it is 0: an infinite one would make the gradient NaN.
         zero = t == 0
         friction = torch.where(zero, 0.0, -self.r / torch.where(zero, 1.0, t))
         weight = torch.where(zero, 1.0 / (1.0 + self.r), torch.ones_like(t))
-        return v, torch.addcmul(friction * v, weight, f, value=-1)
+        return torch.stack((v, torch.addcmul(friction * v, weight, f, value=-1)))
 
     def readout(self, t: Tensor, first: Tensor) -> Tensor:
         return first
@@ -94,15 +94,14 @@ class FactorForm:
     def feature(self, t: Tensor, first: Tensor) -> Tensor:
         return first
 
-    def slope(self, t: Tensor, state: tuple[Tensor, ...], f: Tensor) -> tuple[Tensor, Tensor]:
-        h, u = state
-        growth = rate(t, self.r)
-        u_slope = (growth - 1) * u
+    def slope(self, t: Tensor, state: Tensor, f: Tensor) -> Tensor:
+        # ρ (h, u) + (u, -u - k f)
+        h, u = state.unbind(0)
         if self.exact:
-            u_slope = u_slope - self.bracket(t, h, f)
+            pull = u + self.bracket(t, h, f)
         else:
-            u_slope = torch.addcmul(u_slope, factor(t, self.r), f, value=-1)
-        return torch.addcmul(u, growth, h), u_slope
+            pull = torch.addcmul(u, factor(t, self.r), f)
+        return torch.addcmul(torch.stack((u, pull.neg())), rate(t, self.r), state)
 
     def bracket(self, t: Tensor, h: Tensor, g: Tensor) -> Tensor:
         """k times the bracket of eq. 12."""
@@ -129,9 +128,9 @@ class PublishedForm:
     def feature(self, t: Tensor, first: Tensor) -> Tensor:
         return first
 
-    def slope(self, t: Tensor, state: tuple[Tensor, ...], f: Tensor) -> tuple[Tensor, Tensor]:
-        mu = published.momentum(t, *state, self.r)
-        return mu, torch.sub(f if self.sign > 0 else -f, mu)
+    def slope(self, t: Tensor, state: Tensor, f: Tensor) -> Tensor:
+        mu = published.momentum(t, *state.unbind(0), self.r)
+        return torch.stack((mu, torch.sub(f if self.sign > 0 else -f, mu)))
 
     def readout(self, t: Tensor, first: Tensor) -> Tensor:
         return factor(t, self.r) * first

@@ -17,21 +17,38 @@ from ..errors import InvalidArgumentError
 
 GENERATORS = threading.RLock()  # of torch's default generators, which all threads draw from
 
+AS_IT_IS = contextlib.nullcontext()
+
 
 def residual(
-    function: nn.Module, k: int, skip_inside: bool, x: Tensor, args: Sequence, kwargs: Mapping
+    function: nn.Module,
+    k: int,
+    skip_inside: bool,
+    x: Tensor,
+    args: Sequence,
+    kwargs: Mapping,
+    within: contextlib.AbstractContextManager[Any] = AS_IT_IS,
 ) -> Tensor:
     """f(x) of function number k: its value, minus x where the skip connection is inside.
+
+    It is called ``within`` a context.
 
     Raises:
         InvalidArgumentError: as :func:`value`.
     """
-    out = value(function, k, x, args, kwargs)
+    out = value(function, k, x, args, kwargs, within)
     return out - x if skip_inside else out
 
 
-def value(function: nn.Module, k: int, x: Tensor, args: Sequence, kwargs: Mapping) -> Tensor:
-    """What function number k returns for x.
+def value(
+    function: nn.Module,
+    k: int,
+    x: Tensor,
+    args: Sequence,
+    kwargs: Mapping,
+    within: contextlib.AbstractContextManager[Any] = AS_IT_IS,
+) -> Tensor:
+    """What function number k returns for x, called ``within`` a context.
 
     Raises:
         InvalidArgumentError: the value is not one tensor of the shape of x, or the function has
@@ -41,7 +58,8 @@ def value(function: nn.Module, k: int, x: Tensor, args: Sequence, kwargs: Mappin
         x = x.clone()
     before = version(x)
     try:
-        out = function(x, *args, **kwargs)
+        with within:
+            out = function(x, *args, **kwargs)
     except RuntimeError as error:
         if "in-place operation" in str(error) and "leaf" in str(error):
             raise refused(function, k, _IN_PLACE) from error

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..graph import leaves, nodes
 from ..problem import parameters_of
-from .calls import GENERATORS, Instead, refused, version
+from .calls import AS_IT_IS, GENERATORS, Instead, refused, version
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _STANDARD = vars(nn.Module()).keys() - {"training"}
@@ -85,7 +85,7 @@ class Function:
         """Around a first call: no thread disturbs it."""
         if self._closed:
             return _FREEZING
-        return GENERATORS if self._draws else contextlib.nullcontext()
+        return GENERATORS if self._draws else AS_IT_IS
 
     def check_buffers(self) -> None:
         """Raise where a first call has changed a buffer, but for running statistics.
@@ -168,7 +168,7 @@ class Function:
         """Around a second call: the function leaves its state as it is."""
         if self._closed:
             return self._frozen()
-        return Instead(stand_ins) if stand_ins else contextlib.nullcontext()
+        return Instead(stand_ins) if stand_ins else AS_IT_IS
 
     def check_stand_ins(self, out: Tensor, stand_ins: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Raise where the value of a second call depends on parameters that have a stand-in.

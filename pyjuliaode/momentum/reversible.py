@@ -20,7 +20,7 @@ from .._torch import opaque
 from ..errors import SolverError, UnsupportedError
 from ..refusal import once_only
 from ..solution import Retcode
-from .calls import Randomness, autocast_now, residual
+from .calls import AS_IT_IS, Randomness, autocast_now, residual
 from .exact import Broken, ExactState, NotFinite
 from .function import Function
 
@@ -74,15 +74,21 @@ class Task:
         if written:
             raise _changed(written)
 
-    def call(self, k: int, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """f of layer k."""
+    def call(
+        self,
+        k: int,
+        x: Tensor,
+        tensors: Sequence[Tensor],
+        within: contextlib.AbstractContextManager[Any] = AS_IT_IS,
+    ) -> Tensor:
+        """f of layer k, called ``within`` a context."""
         args, kwargs = self.args, self.kwargs
         if self.places:
             leaves = list(self.leaves)
             for i, tensor in zip(self.places, tensors, strict=True):
                 leaves[i] = tensor
             args, kwargs = pytree.tree_unflatten(leaves, self.spec)
-        return residual(self.functions[k], k, self.skip_inside, x, args, kwargs)
+        return residual(self.functions[k], k, self.skip_inside, x, args, kwargs, within)
 
 
 @opaque(
@@ -158,9 +164,9 @@ def second_call(
 ) -> Tensor:
     """f of layer k as it was the first time, with its graph."""
     random, known = task.random[k], task.known[task.functions[k]]
-    again = contextlib.nullcontext() if random is None else random.again()
-    with again, known.calling_again(stand_ins), task.autocast(), torch.enable_grad():
-        f = task.call(k, x, tensors)
+    again = AS_IT_IS if random is None else random.again()
+    with again, task.autocast(), torch.enable_grad():
+        f = task.call(k, x, tensors, known.calling_again(stand_ins))
     known.check_stand_ins(f, stand_ins)
     return f
 
