@@ -525,6 +525,30 @@ def test_activations_by_name_and_by_callable_agree(activation, same):
     torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
 
 
+class Steeper(nn.Tanh):
+    def forward(self, x):
+        return torch.tanh(3 * x)
+
+
+def hooked_tanh():
+    module = nn.Tanh()
+    module.register_forward_hook(lambda module, args, out: 2 * out)
+    return module
+
+
+def patched_identity():
+    module = nn.Identity()
+    module.forward = lambda x: 2 * x
+    return module
+
+
+@pytest.mark.parametrize("make", [Steeper, hooked_tanh, patched_identity])
+def test_an_activation_is_what_it_does_whatever_its_class(make):
+    activation, state = make(), torch.randn(2, 3, 2)
+    found = GHBNODE(zero, activation=activation)(torch.tensor(0.0), state)[0]
+    assert torch.equal(found, activation(state[1]))
+
+
 def test_the_factor_of_a_callable_activation_needs_no_autograd_around_it():
     h0 = torch.randn(3, 2) / 10
     model = GNesterovNODE(zero, activation_factor=lambda k: torch.tanh(k))

@@ -281,6 +281,30 @@ def test_nystrom_methods_solve_the_heavy_ball_model(method):
         pjo.solve(models()["ghbnode"], state, t, julia(method))
 
 
+def test_nystrom_methods_refuse_what_only_says_that_its_position_comes_first():
+    class Other(pjo.HBNODE):
+        def forward(self, t, state):
+            rates = super().forward(t, state)
+            return torch.stack((torch.tanh(state[1]), rates[1]))
+
+    class Later(pjo.HBNODE):
+        def forward(self, t, state):
+            rates = super().forward(t, state)
+            return torch.stack((state[1] + torch.relu(t - 0.5), rates[1]))
+
+    hooked = models()["sonode"]
+    hooked.register_forward_hook(lambda module, args, out: 2 * out)
+    y0 = torch.ones(2, 3, 2, dtype=F64)
+    for model in (Other(Field()).to(F64), Later(Field()).to(F64), hooked):
+        for native in ("auto", "never"):
+            solver = pjo.Solver("FineRKN5", backend="julia", native=native)
+            with torch.no_grad(), pytest.raises(pjo.UnsupportedError, match="Nyström"):
+                pjo.solve(model, y0, [0.0, 1.0], solver)
+    always = pjo.Solver("FineRKN5", backend="julia", native="always")
+    with torch.no_grad(), pytest.raises(pjo.UnsupportedError, match="Nyström"):
+        pjo.solve(Later(Field()).to(F64), y0, [0.0, 1.0], always)
+
+
 def test_discontinuities_and_stops_are_met():
     """|cos| has kinks; a step that crosses one without knowing loses its order."""
 

@@ -216,6 +216,7 @@ def powers_of(theta: float, degree: int, dtype: torch.dtype, device: torch.devic
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is made there could serve no gradient later
 def _exponents(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     real = torch.empty((), dtype=dtype).abs().dtype
     return torch.arange(1, degree + 1, dtype=real, device=device)

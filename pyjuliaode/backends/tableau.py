@@ -87,6 +87,7 @@ class Tableau:
 
 
 @lru_cache(maxsize=128)
+@torch.inference_mode(False)  # what is made there could serve no gradient later
 def _weights(tab: Tableau, dtype: torch.dtype, device: torch.device) -> Weights:
     def tensor(rows: object, dtype: torch.dtype = dtype) -> Tensor:
         return torch.tensor(rows, dtype=torch.float64, device="cpu").to(dtype=dtype, device=device)

@@ -154,11 +154,18 @@ def make_activation(
         raise InvalidArgumentError(
             f"activation must be a name ({', '.join(NAMES)}) or a callable, got {spec!r}"
         )
-    if isinstance(spec, nn.Tanh) or spec is torch.tanh:
+    if _is(spec, nn.Tanh) or spec is torch.tanh:
         return Tanh()
-    if isinstance(spec, nn.Hardtanh) and spec.min_val == -spec.max_val:
+    if _is(spec, nn.Hardtanh) and spec.min_val == -spec.max_val:
         return HardTanh(spec.max_val)
-    return Identity() if isinstance(spec, nn.Identity) else Custom(spec, inverse)
+    return Identity() if _is(spec, nn.Identity) else Custom(spec, inverse)
+
+
+def _is(spec: Callable[[Tensor], Tensor], kind: type[nn.Module]) -> bool:
+    """That module of torch's itself: no subclass, no forward of its own, no hooks."""
+    if type(spec) is not kind or "forward" in vars(spec):
+        return False
+    return not (spec._forward_hooks or spec._forward_pre_hooks)
 
 
 def _named(name: str, bound: float) -> Activation:

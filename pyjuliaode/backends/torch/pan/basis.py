@@ -55,6 +55,7 @@ class Basis:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is made there could serve no gradient later
 def basis(n: int, m: int, dtype: torch.dtype, device: torch.device) -> Basis:
     """The basis of N = ``n`` coefficients (at least 3) on M = ``m`` (at least N - 1) nodes."""
     x = -torch.cos(math.pi * torch.arange(m, dtype=F64) / (m - 1))
@@ -95,6 +96,7 @@ def rises_at(x: Tensor, n: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is made there could serve no gradient later
 def clenshaw_curtis(m: int) -> Tensor:
     """Weights of the nodes -cos(pi k / (m - 1)) on [-1, 1]."""
     k = torch.arange(m, dtype=F64)
