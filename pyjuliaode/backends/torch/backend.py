@@ -414,6 +414,8 @@ def _adjoint_plan(
         for name in ("norm", "dense", "checkpoint", "graph_memory", "first_step"):
             forward.pop(name, None)
         options = forward
+    if method == plan.method and "solver" in plan.options:  # a stiff problem's adjoint is stiff
+        options.setdefault("solver", plan.options["solver"])
     if kind != "gauss" and not like.is_complex() and any(p.is_complex() for p in problem.params):
         raise UnsupportedError(
             f"adjoint {kind!r} carries the parameters' gradient in the dtype of the state, which "
