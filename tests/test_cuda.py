@@ -37,6 +37,8 @@ def on(device, model, x):
         *(("dopri5", adjoint) for adjoint in ("direct", "gauss", "interpolating", "backsolve")),
         *(("pan", adjoint) for adjoint in ("direct", "gauss")),
         ("rk4", "direct"),
+        ("dopri8", "gauss"),
+        ("scipy_solver", "gauss"),
     ],
 )
 def test_solves_and_gradients(device, dynamics, method, adjoint):

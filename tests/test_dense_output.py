@@ -353,6 +353,24 @@ def test_an_adjoint_by_another_method(forward, backward):
     assert relative_error(found, wanted) < 1e-5
 
 
+def test_adjoint_options_leave_the_solver_of_scipy():
+    """RK45 would take thousands of steps for the adjoint of a problem of rates 1 and 10^6."""
+    rates = torch.tensor([1.0, 1e6], dtype=F64)
+    y0 = torch.ones(2, dtype=F64, requires_grad=True)
+    y = pjo.odeint_adjoint(
+        *(lambda t, y: -rates * y, y0, torch.tensor([0.0, 1.0], dtype=F64)),
+        rtol=1e-6,
+        atol=1e-9,
+        method="scipy_solver",
+        options={"solver": "Radau"},
+        adjoint_options={"max_step": 0.5},
+        adjoint_params=(),
+    )
+    (found,) = torch.autograd.grad(y[-1].sum(), y0)
+    assert abs(float(found[0]) - math.exp(-1)) < 1e-5
+    assert abs(float(found[1])) < 1e-5
+
+
 # --- SciPy's steps
 
 

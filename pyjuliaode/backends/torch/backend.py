@@ -405,6 +405,8 @@ def _backward_plan(problem: Problem, solver: Solver, plan: Plan, adjoint: Contin
         options = dict(solver.options or {})
         for name in ("norm", "dense", "checkpoint", "graph_memory", "first_step"):
             options.pop(name, None)
+    if adjoint.method in (None, plan.method) and "solver" in plan.options:
+        options.setdefault("solver", plan.options["solver"])  # a stiff problem's adjoint is stiff
     if (
         adjoint.name != "gauss"
         and not like.is_complex()
