@@ -490,7 +490,7 @@ def test_gradients_of_tuple_states(method, dtype):
         torch.tensor([math.cos(1), 1.0], dtype=dtype),
         torch.tensor([math.sin(1), -1.0, 0.0], dtype=dtype),
     ]
-    assert relative_error(found, wanted) < 3e-4 if dtype is torch.float32 else 1e-5
+    assert relative_error(found, wanted) < (3e-4 if dtype is torch.float32 else 1e-5)
 
 
 def test_no_warning_is_given_without_need():
