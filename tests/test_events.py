@@ -321,6 +321,8 @@ def test_an_event_that_never_comes_ends(method):
                 options=options,
             )
         assert isinstance(e.value, AssertionError)
+        assert "give the solve an end, solve(func, y0, [t0, t1], event_fn=...)" in str(e.value)
+        assert "implicit method" not in str(e.value)
 
 
 def test_event_times_have_the_dtype_of_the_times():

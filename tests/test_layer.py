@@ -113,6 +113,13 @@ def test_times_that_are_not_learned_are_those_that_were_loaded():
     assert abs(float(model(one)) - math.exp(-2.0)) < 1e-6
 
 
+def test_statistics_are_printed_where_they_are_not_at_their_defaults():
+    stats = pjo.SolveStats(nfe_forward=32, n_accepted=5, method="dopri5", seconds=0.03583)
+    shown = "nfe_forward=32, n_accepted=5, method=dopri5, seconds=0.0358"
+    assert repr(stats) == str(stats) == f"SolveStats({shown})"
+    assert "retcode=MaxIters" in repr(pjo.SolveStats(retcode=pjo.Retcode.MAX_ITERS))
+
+
 def test_images_of_any_shape_pass_through():
     model = pjo.NeuralODE(pjo.SONODE(nn.Conv2d(4, 2, 3, padding=1)))
     x = torch.randn(3, 2, 8, 8, requires_grad=True)

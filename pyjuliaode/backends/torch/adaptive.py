@@ -12,12 +12,11 @@ from ...rhs import RHS
 from ...solution import Retcode, SolveStats
 from ..runge_kutta import Sides, Step, Stepper
 from .callbacks import Callbacks
-from .control import Control, StepFailure, between, resolution
+from .control import NO_EVENT, NOT_YET, Control, StepFailure, between, resolution
 
 # Every so many attempts it is asked whether the end can be reached at this pace: where it would
 # take so many times the most steps, hours of work are spared.
 PACE, HOPELESS = 5_000, 10
-NO_EVENT = "event_fn keeps its sign up to there: look at it, or give the solve an end."
 
 
 class AdaptiveRK:
@@ -99,8 +98,10 @@ class AdaptiveRK:
         """Raise where the steps are spent, or would be long before the end of the span."""
         most = self.control.max_steps
         if attempts >= most:
-            without = " without an event" if math.isinf(self._end) else ""
-            raise StepFailure(Retcode.MAX_ITERS, t, f"{most} steps were attempted{without}")
+            if math.isinf(self._end):
+                what = f"{most} steps were attempted without an event"
+                raise StepFailure(Retcode.MAX_ITERS, t, what, NOT_YET)
+            raise StepFailure(Retcode.MAX_ITERS, t, f"{most} steps were attempted")
         if attempts % PACE or math.isinf(self._end):
             return
         self._pace = [*([] if attempts == 0 else self._pace[-2:]), t]

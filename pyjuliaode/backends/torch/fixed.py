@@ -18,7 +18,7 @@ from ...solution import Retcode, SolveStats
 from ..limits import number_of_steps
 from ..runge_kutta import Sides, Step, Stepper, combine
 from .callbacks import Callbacks
-from .control import StepFailure, rms
+from .control import NOT_YET, StepFailure, rms
 from .tableaus import RK4
 
 
@@ -81,9 +81,8 @@ class FixedRK:
 def endless_grid(start: float, dt: float, max_steps: int) -> Iterator[float]:
     """Step boundaries from ``start`` on, where the search for an event has no end."""
     yield from (start + i * dt for i in range(max_steps + 1))
-    raise StepFailure(
-        Retcode.MAX_ITERS, start + max_steps * dt, f"{max_steps} steps were taken without an event"
-    )
+    what = f"{max_steps} steps were taken without an event"
+    raise StepFailure(Retcode.MAX_ITERS, start + max_steps * dt, what, NOT_YET)
 
 
 class HermiteStep:
