@@ -55,7 +55,9 @@ def _print_version(wanted: bool) -> None:
 def pyjuliaode(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Say which it is."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Neural ODEs in PyTorch with Julia's DifferentialEquations.jl: the papers' experiments."""

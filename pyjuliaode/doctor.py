@@ -17,7 +17,6 @@ _OPTIONAL = {
     "matplotlib": ("figures", "experiments"),
     "sklearn": ("the digits experiment", "experiments"),
     "torchdiffeq": ("comparison in `pyjuliaode bench`", "bench"),
-    "juliacall": ("the Julia backend", "julia"),
 }
 
 

@@ -163,7 +163,7 @@ class _Moving:
             g_t, g_y = torch.autograd.grad(value, (t, y), allow_unused=True, create_graph=again)
             rate = torch.zeros_like(value) if g_t is None else g_t
             if g_y is not None:
-                rate = rate + torch.dot(g_y, slope)
+                rate = rate + torch.vdot(g_y, slope).real  # g_y is ∂g/∂Re y + i ∂g/∂Im y
         return _At(t, y, slope, value, rate)
 
     def _reference(self) -> tuple[_At | None, bool]:

@@ -60,7 +60,6 @@ class NeuralODE(nn.Module):
         # ensemble would stack it
         kept = isinstance(times, nn.Parameter)
         self.t = times if kept else times.detach().to("cpu", torch.float64)
-        self._host: tuple[Tensor | None, list[float]] = (None, [])
         self.stats: SolveStats | None = None
         self._derived: tuple[Solver | None, Solver] = (None, self.solver)
 
@@ -91,13 +90,7 @@ class NeuralODE(nn.Module):
     def _times(self, t: Tensor | Sequence[float] | None) -> Tensor | list[float]:
         """The requested times: numbers, or a tensor where a gradient is asked for."""
         times = self.t if t is None else check_times(t)
-        if times.requires_grad:
-            return times
-        if t is not None:
-            return times.tolist()
-        if self._host[0] is not times:
-            self._host = (times, times.tolist())
-        return self._host[1]
+        return times if times.requires_grad else times.tolist()
 
     def _readout(self, t: Tensor | float, state: Tensor) -> Tensor:
         at = t.to(state.dtype.to_real()) if isinstance(t, Tensor) else t

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -52,7 +52,8 @@ _ADVICE = {
     Retcode.MAX_ITERS: (
         "Raise max_steps (options['max_num_steps'] in odeint), loosen rtol/atol, shorten the time "
         "span, or regularise the field; a stiff problem needs an implicit method (Rodas5P of the "
-        "Julia backend, or scipy_solver with options={'solver': 'BDF'})."
+        "Julia backend, or scipy_solver with options={'solver': 'BDF'}), and a func that gives "
+        "another value each time it is called, as with dropout, needs fixed steps."
     ),
     Retcode.DT_LESS_THAN_MIN: (
         "The solution blows up, or the problem is stiff or not smooth here, or rtol/atol are below "
@@ -79,7 +80,11 @@ _ADVICE = {
 }
 
 
-@dataclass
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(repr=False)
 class SolveStats:
     """What a solve cost.
 
@@ -116,6 +121,15 @@ class SolveStats:
     retcode: Retcode = Retcode.SUCCESS
     seconds: float = 0.0
     seconds_backward: float | None = None
+
+    def __repr__(self) -> str:
+        """What is not at its default; the attributes are all there."""
+        shown = (
+            f"{f.name}={_short(getattr(self, f.name))}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        )
+        return f"SolveStats({', '.join(shown)})"
 
     @property
     def sequential_forward(self) -> int:

@@ -147,6 +147,7 @@ def assert_refused(result, hint):
         (["--tol", "nan"], "tol must be a number from 1e-15 to 1, got nan"),
         (["--tol", "0"], "got 0"),
         (["--method", "unknown"], "unknown method 'unknown'"),
+        (["--method", "dopry5"], "Did you mean 'dopri5' or 'dopri8'?"),
         (["--device", "bogus"], "device must be cpu, cuda"),
         (["--device", "meta"], "device must be cpu, cuda"),
         (["--device", "cuda:99"], "is not here"),
@@ -220,6 +221,8 @@ def test_doctor_prints_its_report():
     result = invoke("doctor")
     assert result.exit_code == 0
     assert "torch" in result.stdout
+    lacking = pyjuliaode.backends()["julia"]["missing"]
+    assert lacking is None or result.stdout.count(lacking.partition(":")[0]) == 1
 
 
 @pytest.mark.parametrize("command", ["run", "compare"])

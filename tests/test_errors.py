@@ -8,6 +8,7 @@ from problems import F64, Field
 from torch import nn
 
 import pyjuliaode as pjo
+from pyjuliaode.backends import registered
 
 Y0 = torch.ones(2, 2, dtype=F64)
 T = torch.tensor([0.0, 1.0], dtype=F64)
@@ -97,6 +98,18 @@ def test_the_julia_backend_says_what_is_missing():
     report = pjo.backends()
     assert report["torch"]["ready"]
     assert "dopri5" in report["torch"]["capabilities"].methods
+
+
+def test_a_method_that_only_julia_spells_so_names_that_of_torch(monkeypatch):
+    julia = registered()["julia"]
+    monkeypatch.setattr(julia, "missing", lambda: "it is not here")
+    monkeypatch.delenv("PYJULIAODE_BACKEND", raising=False)
+    with pytest.raises(
+        pjo.BackendUnavailableError, match=r"not here; the torch backend has 'tsit5'"
+    ):
+        pjo.solve(NeverCalled(), Y0, T, "Tsit5")
+    with pytest.raises(pjo.BackendUnavailableError, match=r"not here$"):
+        pjo.solve(NeverCalled(), Y0, T, "Rodas5P")
 
 
 def test_odeint_adjoint_needs_to_know_the_parameters():
@@ -190,6 +203,10 @@ def test_too_many_steps_are_reported_and_the_partial_solution_is_kept():
     assert s.t.numel() == s.y.shape[0] == 2
     with pytest.raises(pjo.SolverError, match="MaxIters"):
         pjo.odeint(fast, Y0, [0.0, 10.0], options={"max_num_steps": 5})
+    dropped = lambda t, y: nn.functional.dropout(-y, 0.5)  # noqa: E731
+    few = pjo.Solver("dopri5", 1e-9, 1e-9, max_steps=50)
+    with pytest.raises(pjo.SolverError, match=r"MaxIters.*as with dropout, needs fixed steps"):
+        pjo.solve(dropped, torch.ones(30, dtype=F64), T, few)
 
 
 def test_step_size_underflow_is_reported_with_advice():

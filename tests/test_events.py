@@ -210,6 +210,76 @@ def test_second_derivatives_are_refused_by_an_adjoint(adjoint):
         torch.autograd.grad(g, level)
 
 
+def turning(t, y, w):
+    return 1j * w * y
+
+
+TURNING = {  # adjoint and options; with "direct" the event's time has second derivatives
+    "direct": {},
+    "replay": {"options": {"checkpoint": True}},
+    "gauss": {"adjoint": "gauss"},
+    "interpolating": {"adjoint": "interpolating"},
+    "backsolve": {"adjoint": "backsolve"},
+}
+
+
+@pytest.mark.parametrize("way", TURNING)
+def test_events_of_complex_states(way):
+    """y = y0 e^(iwt), Re y = 0 at (pi/2 - arg y0) / w, y = i |y0| there.
+
+    The gradient of arg y0 is i at y0 = 1, that of |y0| is 1. 1e-8: a hundred tolerances.
+    """
+    w = torch.tensor(1.0, dtype=F64, requires_grad=True)
+    y0 = torch.tensor([1.0], dtype=torch.complex128, requires_grad=True)
+    solver = pjo.Solver("dopri5", rtol=1e-10, atol=1e-10, backend="torch", **TURNING[way])
+    sol = pjo.solve(
+        *(lambda t, y: turning(t, y, w), y0, [0.0, 3.0], solver),
+        event_fn=lambda t, y: y.real,
+        params=[w],
+    )
+    assert abs(float(sol.event_t.detach()) - math.pi / 2) < 1e-8
+    assert abs(complex(sol.y[-1].detach()) - 1j) < 1e-8
+    for value, of_w, of_y0 in ((sol.event_t, -math.pi / 2, -1j), (sol.y[-1].abs().sum(), 0.0, 1.0)):
+        g, z = torch.autograd.grad(value, (w, y0), retain_graph=True)
+        assert abs(float(g) - of_w) < 1e-8
+        assert abs(complex(z) - of_y0) < 1e-8
+
+
+@pytest.mark.parametrize("interface", [pjo.odeint, pjo.odeint_adjoint])
+def test_events_of_complex_states_by_torchdiffeqs_function(interface):
+    w = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    t, y = pjo.odeint_event(
+        *(lambda t, y: turning(t, y, w), torch.ones(1, dtype=torch.complex128)),
+        torch.tensor(0.0, dtype=F64),
+        event_fn=lambda t, y: y.real,
+        odeint_interface=interface,
+        **({"adjoint_params": (w,)} if interface is pjo.odeint_adjoint else {}),
+    )
+    assert abs(float(t.detach()) - math.pi / 4) < 1e-6
+    assert abs(complex(y[-1].detach()) - 1j) < 1e-6
+    (g,) = torch.autograd.grad(t, w)
+    assert abs(float(g) + math.pi / 8) < 1e-6
+
+
+def test_derivatives_of_complex_events_by_finite_differences():
+    """Of complex parameters and states, an event that is not holomorphic and depends on t."""
+
+    def event(w, y0):
+        return pjo.odeint_event(
+            *(lambda t, y: turning(t, y, w) - 0.1 * y * y.abs(), y0),
+            torch.tensor(0.0, dtype=F64),
+            event_fn=lambda t, y: y.real + 0.1 * y.imag**2 + 0.05 * t,
+        )
+
+    w = torch.tensor(1.1 + 0.1j, dtype=torch.complex128, requires_grad=True)
+    y0 = torch.tensor([1.0], dtype=torch.complex128, requires_grad=True)
+    assert torch.autograd.gradcheck(event, (w, y0), fast_mode=True)
+    # the first derivatives are right to the tolerance of the solve, and differenced again
+    assert torch.autograd.gradgradcheck(
+        lambda w: event(w, y0.detach()), (w,), atol=1e-4, fast_mode=True
+    )
+
+
 def test_values_do_not_depend_on_whether_gradients_are_wanted():
     y0 = one().requires_grad_()
     wanted = time_of(FLAT["difference"], y0=y0)
@@ -255,6 +325,8 @@ def test_an_event_that_never_comes_ends(method):
                 options=options,
             )
         assert isinstance(e.value, AssertionError)
+        assert "give the solve an end, solve(func, y0, [t0, t1], event_fn=...)" in str(e.value)
+        assert "implicit method" not in str(e.value)
 
 
 def test_event_times_have_the_dtype_of_the_times():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -12,6 +13,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyjuliaode as pjo
+
+
+class Decay(nn.Module):
+    def forward(self, h):
+        return -h
 
 
 @pytest.mark.parametrize("name", models())
@@ -95,6 +101,23 @@ def test_a_learned_end_time_is_a_parameter():
     assert float(t.grad.abs().max()) > 0
     with pytest.raises(pjo.InvalidArgumentError, match=r"nn\.Parameter"):
         pjo.NeuralODE(Field(), t=torch.tensor([0.0, 1.0], requires_grad=True))
+
+
+def test_times_that_are_not_learned_are_those_that_were_loaded():
+    """y = y0 e^-t, to the last time that the module's state has; 1e-6: ten tolerances."""
+    t = nn.Parameter(torch.tensor([0.0, 1.0], dtype=F64), requires_grad=False)
+    model = pjo.NeuralODE(Decay(), t, pjo.Solver("dopri5", 1e-7, 1e-7))
+    one = torch.ones(1, 1, dtype=F64)
+    model(one)
+    model.load_state_dict({"t": torch.tensor([0.0, 2.0], dtype=F64)})
+    assert abs(float(model(one)) - math.exp(-2.0)) < 1e-6
+
+
+def test_statistics_are_printed_where_they_are_not_at_their_defaults():
+    stats = pjo.SolveStats(nfe_forward=32, n_accepted=5, method="dopri5", seconds=0.03583)
+    shown = "nfe_forward=32, n_accepted=5, method=dopri5, seconds=0.0358"
+    assert repr(stats) == str(stats) == f"SolveStats({shown})"
+    assert "retcode=MaxIters" in repr(pjo.SolveStats(retcode=pjo.Retcode.MAX_ITERS))
 
 
 def test_images_of_any_shape_pass_through():

@@ -164,6 +164,16 @@ def test_fixed_steps_are_exported_with_any_batch(method, adjoint, dynamics):
     assert torch.allclose(traced(x), model(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("called", [False, True])
+def test_a_layer_by_itself_is_exported_without_a_warning(called):
+    """torch warns of tensors that are assigned to attributes of the exported module."""
+    model = pjo.NeuralODE(field(), solver=pjo.Solver("rk4", dt=0.25, backend="torch")).eval()
+    x = torch.randn(4, 3)
+    y = model(x) if called else None
+    program = torch.export.export(model, (x,), strict=False)
+    assert torch.allclose(program.module()(x), model(x) if y is None else y, atol=1e-6)
+
+
 @pytest.mark.parametrize("solver", ["direct", "replay", "gauss", "pan", "per sample"])
 def test_what_cannot_be_exported_says_what_can(solver):
     model = Net(SOLVERS[solver])

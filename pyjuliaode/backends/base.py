@@ -162,9 +162,11 @@ def backend_for(
         return torch
     only_julia = not in_torch or problem.mass is not None
     if julia is not None and only_julia and solver.method in julia.capabilities().methods:
+        same = (m for m in torch.capabilities().methods if m.lower() == solver.method.lower())
         raise BackendUnavailableError(
             f"method {solver.method!r} is the Julia backend's, which cannot be used here: "
             f"{julia.missing() or 'PYJULIAODE_BACKEND names another'}"
+            + "".join(f"; the torch backend has {m!r}" for m in same if problem.mass is None)
         )
     return backend
 

@@ -133,9 +133,9 @@ class Experiment(ABC):
 def check_solver(config: RunConfig) -> None:
     """Raise, before anything is written, for what no run with this config could solve with."""
     capabilities = choose(config.backend).capabilities()
-    methods = list(capabilities.methods)
+    methods = set(capabilities.methods)
     if config.backend == "auto":  # which is torch for what only torch has
-        methods += choose("torch").capabilities().methods
+        methods |= set(choose("torch").capabilities().methods)
     if config.method is not None and config.method not in methods:
         raise unknown_name("method", config.method, methods)
     known = ("auto", *capabilities.adjoints)

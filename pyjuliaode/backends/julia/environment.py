@@ -162,5 +162,4 @@ def described() -> dict[str, str]:
             entry = re.search(rf"^\[\[deps\.{name}\]\](.*?)(?=^\[\[|\Z)", text, re.M | re.S)
             version = entry and re.search(r'^\s*version = "(.*)"', entry[1], re.M)
             found[name] = version[1] if version else "in another form" if entry else "missing"
-    found["next"] = missing() or "nothing: it is ready"
     return found

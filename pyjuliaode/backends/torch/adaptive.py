@@ -14,6 +14,8 @@ from ..runge_kutta import Sides, Step, Stepper
 from .callbacks import Callbacks
 from .control import (
     LOOK,
+    NO_EVENT,
+    NOT_YET,
     Control,
     SampleErrors,
     StepFailure,
@@ -25,7 +27,6 @@ from .control import (
 # Every so many attempts it is asked whether the end can be reached at this pace: where it would
 # take so many times the most steps, hours of work are spared.
 PACE, HOPELESS = 5_000, 10
-NO_EVENT = "event_fn keeps its sign up to there: look at it, or give the solve an end."
 
 
 class AdaptiveRK:
@@ -111,8 +112,10 @@ class AdaptiveRK:
         """Raise where the steps are spent, or would be long before the end of the span."""
         most = self.control.max_steps
         if attempts >= most:
-            without = " without an event" if math.isinf(self._end) else ""
-            raise StepFailure(Retcode.MAX_ITERS, t, f"{most} steps were attempted{without}")
+            if math.isinf(self._end):
+                what = f"{most} steps were attempted without an event"
+                raise StepFailure(Retcode.MAX_ITERS, t, what, NOT_YET)
+            raise StepFailure(Retcode.MAX_ITERS, t, f"{most} steps were attempted")
         if attempts % PACE or math.isinf(self._end):
             return
         self._pace = [*([] if attempts == 0 else self._pace[-2:]), t]

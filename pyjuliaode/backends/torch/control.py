@@ -17,6 +17,14 @@ from ..limits import SHIFT
 Norm = Callable[[Tensor], float]
 
 
+# Where the search for an event has no end: none came before the time overflowed; or none yet.
+NO_EVENT = (
+    "event_fn keeps its sign up to there: look at it, or give the solve an end, "
+    "solve(func, y0, [t0, t1], event_fn=...)."
+)
+NOT_YET = f"{NO_EVENT} For a later event raise options['max_num_steps']."
+
+
 class StepFailure(Exception):
     """The integration cannot go on; becomes a retcode and a sentence."""
 

@@ -19,7 +19,7 @@ from ...solution import Retcode, SolveStats
 from ..limits import check_step_size, number_of_steps
 from ..runge_kutta import Sides, Step, Stepper, combine, moved
 from .callbacks import Callbacks
-from .control import StepFailure, rms
+from .control import NOT_YET, StepFailure, rms
 from .tableaus import RK4
 
 
@@ -105,9 +105,8 @@ def endless_grid(start: float, dt: float, max_steps: int) -> Iterator[float]:
     """Step boundaries from ``start`` on, where the search for an event has no end."""
     check_step_size(abs(dt), start)
     yield from (start + i * dt for i in range(max_steps + 1))
-    raise StepFailure(
-        Retcode.MAX_ITERS, start + max_steps * dt, f"{max_steps} steps were taken without an event"
-    )
+    what = f"{max_steps} steps were taken without an event"
+    raise StepFailure(Retcode.MAX_ITERS, start + max_steps * dt, what, NOT_YET)
 
 
 class HermiteStep:

@@ -14,7 +14,7 @@ from ....errors import warn
 from ....rhs import RHS, Time
 from ....solution import Retcode, SolveStats
 from ...runge_kutta import Sides
-from ..control import StepFailure, between, resolution
+from ..control import NOT_YET, StepFailure, between, resolution
 from .basis import F64, Basis, basis
 from .interval import SAFE, IntervalSolver, Outcome, Piece
 
@@ -152,9 +152,9 @@ class PanStream:
         before: Piece | None = None  # of an attempt that needs more coefficients only
         while True:
             if self.stats.n_accepted + self.stats.n_rejected >= self.max_steps:
-                raise StepFailure(
-                    Retcode.MAX_ITERS, t, f"{self.max_steps} intervals were attempted"
-                )
+                what = f"{self.max_steps} intervals were attempted"
+                endless = NOT_YET if math.isinf(t1) else None
+                raise StepFailure(Retcode.MAX_ITERS, t, what, endless)
             h, last = self._propose(t, t1)
             chosen = basis(self.n, self._points(), y.dtype, y.device)
             guess = self._guess(chosen, before, t, direction * h, y, f)
