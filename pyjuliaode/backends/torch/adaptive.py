@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from ...rhs import RHS
 from ...solution import Retcode, SolveStats
 from ..runge_kutta import Sides, Step, Stepper
 from .callbacks import Callbacks
-from .control import Control, StepFailure, between, resolution
+from .control import Control, StepFailure, between, farthest, no_event, resolution
 
 # Every so many attempts it is asked whether the end can be reached at this pace: where it would
 # take so many times the most steps, hours of work are spared.
 PACE, HOPELESS = 5_000, 10
-NO_EVENT = "event_fn keeps its sign up to there: look at it, or give the solve an end."
 
 
 class AdaptiveRK:
@@ -43,7 +41,7 @@ class AdaptiveRK:
         self.h: float | None = None  # the size that the controller wants next
         self.counted_from = 0  # attempts that max_steps does not count
         self._end = math.inf
-        self._farthest = 0.01 * torch.finfo(rhs.time_dtype).max  # a step to it may grow tenfold
+        self._farthest = farthest(rhs.time_dtype)
         self._pace: list[float] = []  # times at every so many attempts
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[Step]:
@@ -128,7 +126,7 @@ class AdaptiveRK:
         """(signed h, end of step, whether it was cut) of the next trial."""
         h = min(max(self.h, self.control.min_step), self.control.max_step)
         if math.isinf(mark) and abs(t) + h > self._farthest:
-            raise StepFailure(Retcode.FAILURE, t, "there is no event", NO_EVENT)
+            raise no_event(t)
         remaining = abs(mark - t)
         if h >= remaining * (1 - 1e-9):
             return mark - t, mark, h > remaining

@@ -13,7 +13,7 @@ from torch import Tensor
 from ....rhs import RHS, Time
 from ....solution import Retcode, SolveStats
 from ...runge_kutta import Sides
-from ..control import StepFailure, between, resolution
+from ..control import StepFailure, between, farthest, no_event, resolution
 from .basis import F64, Basis, basis
 from .interval import IntervalSolver, Outcome, Piece
 
@@ -49,6 +49,8 @@ class PanStep:
     def landing(self, t: float) -> Tensor:
         return self.interpolate(t)
 
+    afresh = landing
+
 
 class PanStream:
     """Polynomial approximation over intervals that follow one another (Panagiotopoulos, PAN, 2024).
@@ -83,6 +85,7 @@ class PanStream:
         self.n = self.fixed or min(self._first_n(rtol), self.largest)
         self.h: float | None = options.get("first_step")
         self.sides, self.stops = sides, {*stops, *sides.jumps}
+        self._farthest = farthest(rhs.time_dtype)
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[PanStep]:
         """Yield intervals from t0 to t1; raise :class:`StepFailure` where there are none."""
@@ -142,9 +145,9 @@ class PanStream:
         before: Piece | None = None  # of an attempt that needs more coefficients only
         while True:
             if self.stats.n_accepted + self.stats.n_rejected >= self.max_steps:
-                raise StepFailure(
-                    Retcode.MAX_ITERS, t, f"{self.max_steps} intervals were attempted"
-                )
+                without = " without an event" if math.isinf(t1) else ""
+                what = f"{self.max_steps} intervals were attempted{without}"
+                raise StepFailure(Retcode.MAX_ITERS, t, what)
             h, last = self._propose(t, t1)
             chosen = basis(self.n, self._points(), y.dtype, y.device)
             guess = self._guess(chosen, before, t, direction * h, y, f)
@@ -164,6 +167,8 @@ class PanStream:
         """Length of the next interval, and whether it ends at t1."""
         room = abs(t1 - t)
         h = min(self.h, self.most)
+        if math.isinf(t1) and abs(t) + h > self._farthest:
+            raise no_event(t)
         if h >= room * (1 - 1e-9):
             return room, True
         if self.length is None and 2 * h > room:  # two equal ones rather than a last one of no size
