@@ -276,6 +276,7 @@ def _method_of(name: Any) -> Any:
 # torchdiffeq has no limit, and no end where a problem is stiff; both are of an interval between
 # two requested times, and of an event's search that has no end
 _MOST_STEPS, _MOST_TO_EVENT = 100_000, 10_000
+_MOST_INTERVALS = 250  # of method "pan", whose intervals cost forty times what a step does
 
 
 def _asks_for_replay(options: Mapping[str, Any] | None) -> bool:
@@ -297,7 +298,8 @@ def _odeint(
         return to_solution(problem, result, throw=True).y
     problem = Problem.build(func, y0, t, params, drop_in=True, args=args)
     if solver.option("max_num_steps") is None:
-        solver = replace(solver, max_steps=_MOST_TO_EVENT)
+        most = _MOST_INTERVALS if solver.method == "pan" else _MOST_TO_EVENT
+        solver = replace(solver, max_steps=most)
     if len(problem.times) != 2:
         raise InvalidArgumentError(
             f"with event_fn t must hold 2 times (start and direction), got {len(problem.times)}"

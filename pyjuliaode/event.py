@@ -79,6 +79,11 @@ def solve_event(problem: Problem, solver: Solver, event_fn: EventFn, throw: bool
         raise InvalidArgumentError(
             f"event_fn must be callable as event_fn(t, y), got {type(event_fn).__name__}"
         )
+    if transforms_active():
+        raise UnsupportedError(
+            "torch.func transforms and forward-mode differentiation do not pass through an event; "
+            "use torch.autograd.grad, or torch.autograd.functional, and a batch dimension"
+        )
     if problem.mass is not None and problem.wants_gradient:
         raise UnsupportedError(
             "events of a system with a mass matrix have no gradient; solve under torch.no_grad()"
@@ -111,6 +116,7 @@ class _At:
     slope: Tensor
     value: Tensor
     rate: Tensor  # derivative of the value along the solution
+    rounding: Tensor  # what the value changes by where t and y do by rounding
 
 
 class _Moving:
@@ -124,6 +130,11 @@ class _Moving:
         self.t, self.y = self.rhs.time(result.event.t), self.rows[-1]
         # a graph of the steps can be differentiated again, an adjoint's gradient cannot
         self.graph = result.stats.adjoint == "direct" and result.stats.backend == "torch"
+        self.end = problem.times[-1]
+        since = problem.times[0] if result.event.since is None else result.event.since
+        self.reach = abs(
+            result.event.t - since
+        )  # the event is within the step that it was found in
 
     def located(self) -> tuple[Tensor, Tensor]:
         """Event time and state there."""
@@ -132,13 +143,10 @@ class _Moving:
         tracked = torch.is_grad_enabled() and (
             self.y.requires_grad or self._value(self.t, self.y).requires_grad
         )
-        if at is None:
+        constant = _NO_RATE if at is None else _JUMPS if self._jumps(at, flat) else None
+        if constant is not None:
             if tracked:
-                warn(
-                    "event_fn has no derivative at the event (a comparison has none): the event's "
-                    "time is taken as a constant",
-                    GradientWarning,
-                )
+                warn(f"{constant}: the event's time is taken as a constant", GradientWarning)
             return self.t, self.y
         shift, moved = (0.0, self.y.detach()) if flat else self._corrected(at)
         if not tracked:
@@ -164,7 +172,19 @@ class _Moving:
             rate = torch.zeros_like(value) if g_t is None else g_t
             if g_y is not None:
                 rate = rate + torch.vdot(g_y, slope).real  # g_y is ∂g/∂Re y + i ∂g/∂Im y
-        return _At(t, y, slope, value, rate)
+        return _At(t, y, slope, value, rate, self._rounding(t, y, g_t, g_y))
+
+    @torch.no_grad()
+    def _rounding(self, t: Tensor, y: Tensor, g_t: Tensor | None, g_y: Tensor | None) -> Tensor:
+        pairs = ((x, g) for x, g in ((t, g_t), (y, g_y)) if g is not None)
+        size = sum((g.abs() * x.abs()).sum() for x, g in pairs)
+        return torch.finfo(t.dtype).eps * size
+
+    def _jumps(self, at: _At, flat: bool) -> bool:
+        """Whether event_fn jumps over zero, rather than passing through it, so that its rate says
+        nothing about when."""
+        far = not flat and bool((at.value / at.rate).abs() > self.reach)
+        return far or self.event.jump > 64 * float(at.rounding)
 
     def _reference(self) -> tuple[_At | None, bool]:
         """Where event_fn is differentiated: at the event, or just before it where it is flat on the
@@ -183,8 +203,11 @@ class _Moving:
 
     @torch.no_grad()
     def _corrected(self, at: _At) -> tuple[float, Tensor]:
-        """One step of Newton's method from the time that was found, if it leads nearer to zero."""
+        """One step of Newton's method from the time that was found, if it leads nearer to zero;
+        not beyond the end of the span."""
         by = -at.value.detach() / at.rate.detach()
+        if (self.event.t + float(by) - self.end) * (self.end - self.event.before) > 0:
+            by = torch.full_like(by, self.end - self.event.t)
         if float(by) != 0.0 and bool(by.isfinite()):
             y = _later(self.rhs, at.t, at.y, by, at.slope)
             if float(self._value(self.t + by, y).abs()) < float(at.value.abs()):
@@ -197,13 +220,25 @@ class _Moving:
         by = differentiable(-value / at.rate.detach(), 1, _ONCE)
         return by, self.y + at.slope.detach() * by
 
+    def _slow(self, at: _At, by: Tensor) -> bool:
+        """Whether the steps of Newton's method converge linearly: t + by hardly depends on t where
+        they do not, and does by 1 - 1/m at a root of multiplicity m."""
+        g_t, g_y = torch.autograd.grad(by, (at.t, at.y), retain_graph=True, allow_unused=True)
+        along = 0.0 if g_t is None else float(g_t)
+        if g_y is not None:
+            along += float(torch.dot(g_y, at.slope.detach()))
+        return abs(1.0 + along) > 0.25
+
     def _twice(self) -> tuple[Tensor, Tensor] | None:
         """Two steps of Newton's method as a graph: its second derivatives are right too.
 
-        None where the second would begin on the flat side of an event_fn such as relu.
+        None where the second would begin on the flat side of an event_fn such as relu, and at a
+        multiple root, where so few steps do not converge.
         """
         at = self._at(self.t, self.y, again=True)
         first = -at.value / at.rate
+        if self._slow(at, first):
+            return None
         there = self._at(at.t + first, _later(self.rhs, at.t, at.y, first, at.slope), again=True)
         if there is None or not _usable(there.rate):
             return None
@@ -215,8 +250,10 @@ def _usable(rate: Tensor) -> bool:
     return bool(rate != 0) and bool(rate.isfinite())
 
 
+_NO_RATE = "event_fn has no derivative at the event (a comparison has none)"
+_JUMPS = "event_fn jumps over zero at the event, where its derivative does not say how that moves"
 _ONCE = (
     "the gradient of an event's time cannot be differentiated again here: use adjoint='direct' "
-    "with options={'checkpoint': False}, backend='torch', and a smooth event_fn"
+    "with options={'checkpoint': False}, backend='torch', and a smooth event_fn with a simple root"
 )
 _TWICE = "the gradient of an event's time has second derivatives, and no third ones"

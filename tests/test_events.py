@@ -349,3 +349,197 @@ def test_dense_output_ends_at_the_event():
         assert abs(float(sol(float(sol.event_t))) - 0.5) < 1e-6
         with pytest.raises(pjo.InvalidArgumentError, match="outside the solved span"):
             sol(1.0)
+
+
+# ------------------------------------------------------------------------- jumps through zero
+
+
+def turn(t, y):
+    return torch.stack([-y[1], y[0]])
+
+
+def rise(t, y):
+    return torch.ones_like(y)
+
+
+START = {"turn": [math.cos(1.0), math.sin(1.0)], "rise": [0.1]}
+# event_fn, field, its time, forward and backward in time
+JUMPS = {
+    "a wrapped angle": (lambda t, y: torch.atan2(y[1], y[0]), turn, math.pi - 1, -1.0),
+    "an angle wrapped elsewhere": (
+        lambda t, y: (torch.atan2(y[1], y[0]) - 0.5) % math.pi - 1.0,
+        *(turn, 0.5, -0.5),
+    ),
+    "a modulo of the time": (lambda t, y: (t + 0.6) % 1 - 0.5, rise, 0.4, -0.1),
+    "pieces": (lambda t, y: torch.where(y < 0.7, 1 + y, y - 2), rise, 0.6, -1.1),
+    "pieces, one of them flat": (lambda t, y: torch.where(y < 0.7, 1 + y, -1.0), rise, 0.6, -1.1),
+    "a pole": (lambda t, y: 1 / (y - 0.7), rise, 0.6, None),
+}
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", JUMPS)
+def test_an_event_where_event_fn_jumps(kind, method, dtype):
+    """At the jump, not at the root of a piece that is far away."""
+    event_fn, func, ahead, behind = JUMPS[kind]
+    y0 = torch.tensor(START[func.__name__], dtype=dtype)
+    tol = 1e-9 if dtype is F64 else 1e-6
+    for reverse, wanted in ((False, ahead), (True, behind)):
+        if wanted is None:
+            continue
+        t, y = pjo.odeint_event(
+            *(func, y0, torch.tensor(0.0, dtype=dtype)),
+            event_fn=event_fn,
+            reverse_time=reverse,
+            method=method,
+            # which looks at the ends of its steps alone
+            options={"max_step": 0.3} if method == "dopri8" else METHODS[method],
+            rtol=tol,
+            atol=tol,
+        )
+        assert abs(float(t) - wanted) < 1e3 * tol  # rk4's error is 1e-7
+        exact = y0 + wanted
+        if func is turn:
+            exact = torch.tensor([math.cos(1 + wanted), math.sin(1 + wanted)], dtype=dtype)
+        assert float((y[-1] - exact).abs().max()) < 1e3 * tol
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "gauss", "backsolve"])
+def test_the_time_of_a_jump_is_taken_as_a_constant(adjoint):
+    y0 = one(0.1).requires_grad_()
+    with pytest.warns(pjo.GradientWarning, match="jumps over zero at the event"):
+        sol = pjo.solve(
+            *(rise, y0, [0.0, 5.0], pjo.Solver(adjoint=adjoint, backend="torch")),
+            event_fn=JUMPS["pieces"][0],
+        )
+    assert not sol.event_t.requires_grad
+    (found,) = torch.autograd.grad(sol.y[-1, 0], y0)
+    assert abs(float(found) - 1) < 1e-9  # of the state at that time: dy/dy0
+
+
+def test_a_steep_root_and_a_pole_are_no_jumps():
+    for event_fn in (lambda t, y: torch.tanh(1e9 * (y - 0.7)), lambda t, y: 1 / (y - 0.7)):
+        y0 = one(0.1).requires_grad_()
+        t, _ = time_of(event_fn, func=rise, y0=y0)
+        (found,) = torch.autograd.grad(t, y0)
+        assert abs(float(t.detach()) - 0.6) < 1e-9
+        assert abs(float(found) + 1) < 1e-6
+
+
+def test_an_event_stays_within_the_span():
+    """y = e^-t is 1/2 at ln 2, beyond the end by less than the error of the steps."""
+    end = math.log(2) * (1 - 1e-12)
+    sol = pjo.solve(
+        decay, one(), [0.0, end], pjo.Solver("rk4", dt=0.2), event_fn=lambda t, y: y - 0.5
+    )
+    assert sol.event_t is None or float(sol.event_t) <= end
+
+
+# ---------------------------------------------------------- crossings of an interpolant alone
+
+FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.complex128])
+@pytest.mark.parametrize("method", FIXED)
+def test_a_side_is_left_by_the_states_not_by_their_interpolant(method, dtype):
+    """y' = y^2 + y from 1 grows; a cubic through such a step swings below -1."""
+    sol = pjo.solve(
+        *(lambda t, y: y**2 + y, torch.ones(1, dtype=dtype), [0.0, 3.0]),
+        pjo.Solver(method, dt=0.1, backend="torch"),
+        event_fn=lambda t, y: torch.view_as_real(y)[0, 0] + 1 if y.is_complex() else y[0] + 1,
+        throw=False,
+    )
+    assert sol.event_t is None
+    assert sol.retcode is not pjo.Retcode.TERMINATED
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_an_event_beside_an_element_that_only_the_interpolant_sees(method):
+    """u = 0.05 t reaches 0.0372 while v blows up."""
+    sol = pjo.solve(
+        lambda t, y: torch.stack([0.05 * torch.ones_like(y[0]), y[1] ** 2 + y[1]]),
+        torch.tensor([0.0, 1.0], dtype=F64),
+        [0.0, 1.0],
+        pjo.Solver(method, dt=0.1, backend="torch"),
+        event_fn=lambda t, y: torch.stack([y[1] + 1, y[0] - 0.0372]),
+        throw=False,
+    )
+    assert abs(float(sol.event_t) - 0.744) < 1e-12
+
+
+# ------------------------------------------------------------------------------ multiple roots
+
+MULTIPLE = {
+    "double": lambda t, y: (y - 0.5) * (y - 0.5).abs(),
+    "triple": lambda t, y: (y - 0.5) ** 3,
+    "fivefold": lambda t, y: (y - 0.5) ** 5,
+    "of the time too": lambda t, y: (torch.log(y) + math.log(2)) ** 3,
+}
+
+
+@pytest.mark.parametrize("interface", [pjo.odeint, pjo.odeint_adjoint])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", MULTIPLE)
+def test_the_gradient_at_a_multiple_root(kind, method, interface):
+    """y0 e^-t = 1/2: dt*/dy0 = 1 / y0, and the state there does not move."""
+    y0 = one().requires_grad_()
+    adjoint = {"adjoint_params": ()} if interface is pjo.odeint_adjoint else {}
+    t, y = time_of(MULTIPLE[kind], method, y0=y0, odeint_interface=interface, **adjoint)
+    (of_t,) = torch.autograd.grad(t, y0, retain_graph=True, create_graph=interface is pjo.odeint)
+    (of_y,) = torch.autograd.grad(y[-1, 0], y0, retain_graph=True)
+    assert abs(float(of_t.detach()) - 1) < 1e-5  # rk4's error is 1e-7, at t as at t*
+    assert abs(float(of_y)) < 1e-5
+    if interface is pjo.odeint and method != "pan":
+        with pytest.raises(pjo.UnsupportedError, match="a simple root"):
+            torch.autograd.grad(of_t, y0)
+
+
+# ------------------------------------------------------------------- searches without an end
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_a_search_by_pan_ends(dtype):
+    """By the number of its intervals; or, in float32, where the time would overflow."""
+    for func in (lambda t, y: 0 * y, lambda t, y: 0.01 * torch.ones_like(y)):
+        with pytest.raises(
+            pjo.SolverError, match=r"there is no event at t = |without an event at t = "
+        ):
+            pjo.odeint_event(
+                *(func, torch.ones(1, dtype=dtype), 0.0),
+                event_fn=lambda t, y: y + 1,
+                method="pan",
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("method", ["rk4", "explicit_adams"])
+def test_a_search_by_large_steps_ends_where_the_time_overflows(method, dtype):
+    with pytest.raises(pjo.SolverError, match="there is no event at t = "):
+        pjo.odeint_event(
+            *(lambda t, y: 0 * y, torch.ones(1, dtype=dtype), 0.0),
+            event_fn=lambda t, y: y + 1,
+            method=method,
+            options={"step_size": 0.03 * torch.finfo(dtype).max},
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of jvp
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("transform", ["grad", "jacrev", "jvp", "vmap"])
+def test_transforms_are_refused(transform, method):
+    def event_t(y0):
+        return pjo.odeint_event(
+            *(decay, y0, 0.0),
+            event_fn=lambda t, y: y[0] - 0.5,
+            method=method,
+            options=METHODS[method],
+        )[0]
+
+    run = {
+        "jvp": lambda f: lambda y: torch.func.jvp(f, (y,), (y,)),
+        "vmap": lambda f: lambda y: torch.func.vmap(f)(y[None]),
+    }.get(transform) or getattr(torch.func, transform)
+    with pytest.raises(pjo.UnsupportedError, match="do not pass through an event"):
+        run(event_t)(one())

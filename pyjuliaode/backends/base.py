@@ -36,12 +36,16 @@ class Event:
         t: its time; y: the flat state there.
         element: which element of event_fn left its side.
         before: a time before it, as near as can be told; t itself where none is known.
+        since: the start of the step that it lies in; None where that is not known.
+        jump: by how much event_fn jumps there; 0 where it passes through zero, or has a pole.
     """
 
     t: float
     y: Tensor
     element: int
     before: float
+    since: float | None = None
+    jump: float = 0.0
 
 
 @dataclass

@@ -100,6 +100,8 @@ class Step:
         """The state at t by a step of its own, as accurate as any; with a graph if this has one."""
         return restep(self._stepper, self.t0, self.y0, t)
 
+    afresh = landing
+
     @property
     def first(self) -> Tensor:
         """The slope that it began with."""

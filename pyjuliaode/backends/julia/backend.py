@@ -257,11 +257,11 @@ def _run_to_event(
     gradient = problem.wants_gradient
     if not ended and not (gradient and done.retcode.successful):
         return Result(_shaped(problem, done.rows), stats, done.retcode, done.message)
-    t, y, n = done.reached, None, done.rows.shape[0]
+    t, y, n, since = done.reached, None, done.rows.shape[0], None
     upto = problem.up_to(t) if ended else problem
     if ended:
-        _, states = accepted_steps(runtime, done.kept, problem)
-        y = states[-1].clone()
+        step_t, states = accepted_steps(runtime, done.kept, problem)
+        since, y = step_t[-2], states[-1].clone()
     if gradient and t != problem.times[0]:
         nfe, stats.retcode = stats.nfe_forward, Retcode.SUCCESS
         stats.nfe_forward = 0
@@ -276,7 +276,7 @@ def _run_to_event(
     result.retcode = stats.retcode = done.retcode
     with torch.no_grad():
         nearest = event_value(event_fn(time_of(t), unpack(y.detach()))).abs().argmin()
-    result.event = Event(t, y, int(nearest), before=t)
+    result.event = Event(t, y, int(nearest), before=t, since=since)
     return result
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from ...rhs import RHS
@@ -14,12 +13,13 @@ from ..runge_kutta import Sides, Step, Stepper
 from .callbacks import Callbacks
 from .control import (
     LOOK,
-    NO_EVENT,
     NOT_YET,
     Control,
     SampleErrors,
     StepFailure,
     between,
+    farthest,
+    no_event,
     resolution,
     unresolved,
 )
@@ -53,7 +53,7 @@ class AdaptiveRK:
         self.h: float | None = None  # the size that the controller wants next
         self.counted_from = 0  # attempts that max_steps does not count
         self._start, self._end = 0.0, math.inf
-        self._farthest = 0.01 * torch.finfo(rhs.time_dtype).max  # a step to it may grow tenfold
+        self._farthest = farthest(rhs.time_dtype)
         self._pace: list[float] = []  # times at every so many attempts
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[Step]:
@@ -143,7 +143,7 @@ class AdaptiveRK:
         """(signed h, end of step, whether it was cut) of the next trial."""
         h = min(max(self.h, self.control.min_step), self.control.max_step)
         if math.isinf(mark) and abs(t) + h > self._farthest:
-            raise StepFailure(Retcode.FAILURE, t, "there is no event", NO_EVENT)
+            raise no_event(t)
         remaining = abs(mark - t)
         if h >= remaining * (1 - 1e-9):
             return mark - t, mark, h > remaining

@@ -38,6 +38,16 @@ class StepFailure(Exception):
         return f"{self.retcode}: {self} at t = {self.t:.9g}. {self.advice}".rstrip()
 
 
+def farthest(dtype: torch.dtype) -> float:
+    """How far a search for an event goes: from there a step may grow tenfold, within the dtype."""
+    return 0.01 * torch.finfo(dtype).max
+
+
+def no_event(t: float) -> StepFailure:
+    """A search for an event that has come as far as times go."""
+    return StepFailure(Retcode.FAILURE, t, "there is no event", NO_EVENT)
+
+
 def rms(x: Tensor) -> float:
     """Root mean square; the one host synchronisation of a step."""
     return float(torch.linalg.vector_norm(x)) / math.sqrt(max(x.numel(), 1))

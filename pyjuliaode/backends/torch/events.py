@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ class EventFinder:
     that is zero at the start, or within rounding of it, as in the state at an event that was found
     before, is on no side until it has a sign; one that is NaN stays where it was. Two crossings
     between two of the points are not seen.
+
+    Between the ends of a step the points are looked at on its interpolant, which may swing over a
+    value that the solution never takes: a side is left where a step of its own to that point says
+    so too.
     """
 
     def __init__(
@@ -41,8 +45,9 @@ class EventFinder:
         return event_value(self.event_fn(self.rhs.time(t), self.rhs.structure.unpack(y)))
 
     @torch.no_grad()
-    def find(self, step: Any) -> tuple[float, int, float] | None:
-        """(time, element, time just before) of the first event within an accepted step, or None."""
+    def find(self, step: Any) -> tuple[float, int, float, float, float] | None:
+        """The first event within an accepted step, or None: its time, element, a time just before,
+        the start of the step, and by how much event_fn jumps."""
         if self._first is not None:
             self._settle(step, self._first)
             self._first = None
@@ -50,14 +55,32 @@ class EventFinder:
         times = [step.t0 + span * k / self.points for k in range(1, self.points)] + [step.t1]
         states = step.states(times[:-1]) + [step.y1]
         values = torch.stack([self._value(t, y) for t, y in zip(times, states, strict=True)])
+        for k, left in self._leavings(values):
+            true = left if times[k] == step.t1 else left & self._landed(step, times[k])
+            if bool(true.any()):
+                low = times[k - 1] if k else step.t0
+                t, element, before = self._bisect(step, low, times[k], true | ~left)
+                jump = self._jump(step, values[:, element], t, element, before)
+                return t, element, before, step.t0, jump
+        return None
+
+    def _leavings(self, values: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The points at which elements have left their side, and which; elements on no side take
+        that of their sign."""
         if self._decided:
-            left = self._left(values).any(dim=1).tolist()
-        else:
-            left = [self._look(value) for value in values]
-        if not any(left):
-            return None
-        k = left.index(True)
-        return self._bisect(step, times[k - 1] if k else step.t0, times[k])
+            left = self._left(values)
+            yield from ((k, left[k]) for k, any_left in enumerate(left.any(1).tolist()) if any_left)
+            return
+        for k, value in enumerate(values):
+            left = self._left(value)
+            if bool(left.any()):
+                yield k, left
+            self._side = torch.where(self._side == 0, _sign(value), self._side)
+        self._decided = bool((self._side != 0).all())
+
+    def _landed(self, step: Any, t: float) -> Tensor:
+        """The elements that have left their side in the state at ``t`` by a step of its own."""
+        return self._left(self._value(t, step.afresh(t)))
 
     def _settle(self, step: Any, first: Tensor) -> None:
         """Elements that were zero at the start, but for rounding: the side that comes next."""
@@ -69,13 +92,6 @@ class EventFinder:
         self._side = torch.where(first.abs() <= slope * rounding, _sign(value), self._side)
         self._decided = bool((self._side != 0).all())
 
-    def _look(self, value: Tensor) -> bool:
-        """Whether an element has left its side; elements on none take that of their sign."""
-        left = bool(self._left(value).any())
-        self._side = torch.where(self._side == 0, _sign(value), self._side)
-        self._decided = bool((self._side != 0).all())
-        return left
-
     def _left(self, values: Tensor) -> Tensor:
         away = (values.sign() != self._side) & (self._side != 0)
         return away & ~values.isnan()
@@ -83,17 +99,38 @@ class EventFinder:
     def _state(self, step: Any, t: float) -> Tensor:
         return step.y1 if t == step.t1 else step.interpolate(t)
 
-    def _bisect(self, step: Any, low: float, high: float) -> tuple[float, int, float]:
-        """The crossing between two times of a step, to the last digits."""
-        left = self._left(self._value(high, self._state(step, high)))
+    def _bisect(
+        self, step: Any, low: float, high: float, asked: Tensor
+    ) -> tuple[float, int, float]:
+        """The first crossing of the elements ``asked`` about, between two times of a step, to the
+        last digits."""
+        left = asked & self._left(self._value(high, self._state(step, high)))
         while abs(high - low) > 4 * math.ulp(max(abs(low), abs(high))):
             mid = 0.5 * (low + high)
-            found = self._left(self._value(mid, self._state(step, mid)))
+            found = asked & self._left(self._value(mid, self._state(step, mid)))
             if bool(found.any()):
                 high, left = mid, found
             else:
                 low = mid
         return high, int(left.int().argmax()), low
+
+    def _jump(self, step: Any, values: Tensor, t: float, element: int, before: float) -> float:
+        """By how much an element changes between two times that are next to each other.
+
+        0 where that is little beside its values over the step, as at a root, or very much more, as
+        at a pole, which is where the root of 1 / event_fn is.
+        """
+        at, ahead, first = (
+            self._value(s, y)[element]
+            for s, y in (
+                (t, self._state(step, t)),
+                (before, self._state(step, before)),
+                (step.t0, step.y0),
+            )
+        )
+        jump, size = float((at - ahead).abs()), float(torch.stack([first, *values]).abs().max())
+        small = math.sqrt(torch.finfo(step.y1.dtype).eps)
+        return jump if small * size < jump < size / small else 0.0
 
 
 def _sign(value: Tensor) -> Tensor:

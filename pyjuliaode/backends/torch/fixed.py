@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, pairwise
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...solution import Retcode, SolveStats
 from ..limits import check_step_size, number_of_steps
 from ..runge_kutta import Sides, Step, Stepper, combine, moved
 from .callbacks import Callbacks
-from .control import NOT_YET, StepFailure, rms
+from .control import NOT_YET, StepFailure, no_event, rms
 from .tableaus import RK4
 
 
@@ -101,18 +101,27 @@ class FixedRK:
             y, slope = y1, None if self.sides.apart(t1) else stepper.next_slope()
 
 
-def endless_grid(start: float, dt: float, max_steps: int) -> Iterator[float]:
+def endless_grid(start: float, dt: float, max_steps: int, dtype: torch.dtype) -> Iterator[float]:
     """Step boundaries from ``start`` on, where the search for an event has no end."""
     check_step_size(abs(dt), start)
-    yield from (start + i * dt for i in range(max_steps + 1))
+    t, end = start, torch.finfo(dtype).max
+    for i in range(1, max_steps + 1):
+        yield t
+        if abs(start + i * dt) > end:
+            raise no_event(t)
+        t = start + i * dt
+    yield t
     what = f"{max_steps} steps were taken without an event"
     raise StepFailure(Retcode.MAX_ITERS, start + max_steps * dt, what, NOT_YET)
 
 
 class HermiteStep:
-    """A step known by its ends: states and slopes there; cubic Hermite between."""
+    """A step known by its ends: states and slopes there; cubic Hermite between.
 
-    __slots__ = ("_f1", "f0", "h", "t0", "t1", "y0", "y1")
+    ``afresh(t)`` is the state at t by a step of its own.
+    """
+
+    __slots__ = ("_f1", "afresh", "f0", "h", "t0", "t1", "y0", "y1")
 
     def __init__(
         self,
@@ -123,8 +132,10 @@ class HermiteStep:
         y1: Tensor,
         f0: Tensor,
         f1: Callable[[], Tensor],
+        afresh: Callable[[float], Tensor],
     ):
         self.t0, self.t1, self.h, self.y0, self.y1, self.f0, self._f1 = t0, t1, h, y0, y1, f0, f1
+        self.afresh = afresh
 
     @property
     def start(self) -> Time:
@@ -211,7 +222,8 @@ class Adams:
             if self.callbacks is not None:
                 self.callbacks.report(True, t, y, t1 - t)
             later = _Once(self.rhs, self._end(t, t1), y1)
-            yield HermiteStep(t, t1, h, y, y1, history[0][1], later)
+            afresh = partial(self._runge_kutta, t, y, history[0][1])
+            yield HermiteStep(t, t1, h, y, y1, history[0][1], later, afresh)
             y, slope = y1, None if self.sides.apart(t1) else later.value
 
     def _end(self, t: float, t1: float) -> Time:
@@ -224,13 +236,13 @@ class Adams:
     ) -> Tensor:
         nodes = tuple(round((s - t) / (t1 - t), 10) for s, _ in history)
         if len(history) < self.max_order > 1 or not even_enough(nodes):
-            return self._starting_step(t, t1, h, y, history[0][1])
+            return self._runge_kutta(t, y, history[0][1], t1)
         slopes = [f for _, f in history]
         y1 = combine(y, h, adams_weights(nodes), slopes)
         return self._correct(t, t1, h, y, y1, nodes, slopes) if self.implicit else y1
 
-    def _starting_step(self, t: float, t1: float, h: Time, y: Tensor, slope: Tensor) -> Tensor:
-        k = [slope]
+    def _runge_kutta(self, t: float, y: Tensor, slope: Tensor, t1: float) -> Tensor:
+        k, h = [slope], t1 - t
         for c, a in zip(RK4.c[1:], RK4.a, strict=True):
             at = self._end(t, t1) if c == 1.0 else t + c * h
             k.append(self.rhs(at, combine(y, h, a, k)))

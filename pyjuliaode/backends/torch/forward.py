@@ -70,7 +70,8 @@ def grid_of(plan: Plan, problem: Problem) -> Iterable[float]:
             raise InvalidArgumentError(
                 f"method {plan.method!r} needs options['step_size'] to search for an event"
             )
-        return endless_grid(start, math.copysign(plan.dt, end), plan.max_steps)
+        dt = math.copysign(plan.dt, end)
+        return endless_grid(start, dt, plan.max_steps, problem.time_dtype)
     y0 = problem.structure.unpack(problem.y0)
     constructor = plan.options.get("grid_constructor")
     return fixed_grid(problem.func, y0, problem.t, problem.times, plan.dt, constructor)

@@ -14,7 +14,7 @@ from ....errors import warn
 from ....rhs import RHS, Time
 from ....solution import Retcode, SolveStats
 from ...runge_kutta import Sides
-from ..control import NOT_YET, StepFailure, between, resolution
+from ..control import NOT_YET, StepFailure, between, farthest, no_event, resolution
 from .basis import F64, Basis, basis
 from .interval import SAFE, IntervalSolver, Outcome, Piece
 
@@ -56,6 +56,8 @@ class PanStep:
     def landing(self, t: float) -> Tensor:
         return self.interpolate(t)
 
+    afresh = landing
+
 
 class PanStream:
     """Polynomial approximation over intervals that follow one another (Panagiotopoulos, PAN, 2024).
@@ -93,6 +95,7 @@ class PanStream:
         self.h: float | None = options.get("first_step")
         self._warned, self._finite = False, True
         self.sides, self.stops = sides, {*stops, *sides.jumps}
+        self._farthest = farthest(rhs.time_dtype)
 
     def steps(self, y: Tensor, t0: float, t1: float, f0: Tensor | None = None) -> Iterator[PanStep]:
         """Yield intervals from t0 to t1; raise :class:`StepFailure` where there are none."""
@@ -186,6 +189,8 @@ class PanStream:
         """Length of the next interval, and whether it ends at t1."""
         room = abs(t1 - t)
         h = min(self.h, self.most)
+        if math.isinf(t1) and abs(t) + h > self._farthest:
+            raise no_event(t)
         if h >= room * (1 - 1e-9):
             return room, True
         if self.length is None and 2 * h > room:  # two equal ones rather than a last one of no size
