@@ -431,7 +431,7 @@ def test_what_its_code_reads_elsewhere_is_translated_again(monkeypatch):
     """A global, a buffer by its number: seen by no slope before t = 1/2."""
 
     def late(m, t, y):
-        return -m.scale * y + GAIN * m.held[0].item() * torch.relu(t - 0.5)
+        return -m.scale * y + GAIN * m.held.tolist()[0] * torch.relu(t - 0.5)
 
     func, y0 = of(late), torch.ones(4, 2, dtype=F64)
     for gain, held in ((1.0, 1.5), (5.0, 1.5), (5.0, 2.5)):
