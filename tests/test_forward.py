@@ -371,7 +371,7 @@ def test_a_sample_that_fails_is_named_in_bounded_work(method, grad, when):
     sol = pjo.solve(field, y0.requires_grad_(grad), [0.0, 0.5, 4.0], solver(method), throw=False)
     assert sol.retcode is pjo.Retcode.UNSTABLE
     assert "sample 2" in sol.message
-    assert calls < 1500
+    assert calls < 3000  # not 10,000 steps of six
     if when == "later":
         assert sol.t.tolist() == [0.0, 0.5]
         # 100 tol
