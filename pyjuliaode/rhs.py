@@ -109,7 +109,10 @@ class RHS:
                 "the field modifies the state that it is given in place; it must return a new "
                 "tensor (y * 2 rather than y.mul_(2))"
             )
-        return self.structure.pack(out) if self._shape is None else out.reshape(-1)
+        if self._shape is None:
+            return self.structure.pack(out)
+        # without a graph it may be a buffer into which the user's function writes every time
+        return out.reshape(-1) if out.requires_grad else out.reshape(-1).clone()
 
     def destinations(self, k: Tensor) -> list[Tensor]:
         """Views of the rows of a slope buffer (S, N) into which :meth:`into` writes."""

@@ -67,7 +67,7 @@ backends doctor warmup
 crosscheck CrossCheck DisagreementError
 PyJuliaODEError InvalidArgumentError UnsupportedError BackendUnavailableError BackendError
 SolverError
-GradientWarning
+AccuracyWarning GradientWarning
 """
 
 

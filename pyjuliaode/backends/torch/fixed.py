@@ -19,7 +19,7 @@ from ...solution import Retcode, SolveStats
 from ..limits import check_step_size, number_of_steps
 from ..runge_kutta import Sides, Step, Stepper, combine, moved
 from .callbacks import Callbacks
-from .control import NOT_YET, StepFailure, no_event, rms
+from .control import NOT_YET, StepFailure, no_event, resolution, rms
 from .tableaus import RK4
 
 
@@ -48,7 +48,10 @@ def fixed_grid(
     if n > 1:
         check_step_size(dt, max(abs(start), abs(end)))
     signed = math.copysign(dt, end - start)
-    return [start + i * signed for i in range(n)] + [end]
+    grid = [start + i * signed for i in range(n)]
+    while len(grid) > 1 and abs(end - grid[-1]) < resolution(end):
+        grid.pop()
+    return [*grid, end]
 
 
 def ending_on(marks: Iterable[float], grid: Iterable[float]) -> Iterator[float]:
