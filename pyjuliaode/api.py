@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ._torch import opaque
-from .arguments import keywords, number, shown
+from .arguments import keywords, number, options_of, shown
 from .backends import AdjointRequest, backend_for, choose, registered
 from .errors import InvalidArgumentError, UnsupportedError, unknown_name
 from .event import solve_event, to_solution
-from .problem import Problem, State
+from .problem import Problem, State, check_times
+from .signature import itself
 from .solution import Solution
 from .solver import OPTIONS, SOLVER_NAMES, Solver, solver_keyword
 
@@ -108,10 +109,10 @@ def _solve_as_dae(
     if event_fn is not None:
         raise UnsupportedError("events of a mass-matrix form: solve func.as_dae() instead")
     options = {k: v for k, v in (solver.options or {}).items() if k != "form"}
-    dae = func.as_dae()
-    start = t[0] if isinstance(t, Tensor) else float(t[0])
+    itself(func).check_state(y0)
+    dae, t = func.as_dae(), check_times(t)
     solver = replace(solver, options=options)
-    solution = solve(dae, dae.lift(start, y0), t, solver, params=params, throw=throw)
+    solution = solve(dae, dae.lift(t[0], y0), t, solver, params=params, throw=throw)
     solution.y = solution.y[:, :-1]
     if (dense := solution.dense) is not None:
         solution.dense = lambda at: torch.narrow(full := dense(at), full.ndim - y0.ndim, 0, 2)
@@ -203,8 +204,7 @@ def odeint_adjoint(
         raise InvalidArgumentError(
             f"adjoint_method must be the name of a method, got {shown(adjoint_method)}"
         )
-    if adjoint_options is not None and not isinstance(adjoint_options, Mapping):
-        raise InvalidArgumentError(f"adjoint_options must be a dict, got {shown(adjoint_options)}")
+    adjoint_options = options_of("adjoint_options", adjoint_options)
     extra = None if adjoint_options is None else dict(adjoint_options)
     adjoint = None if extra is None else extra.pop("adjoint", None)
     if adjoint is None:
@@ -239,8 +239,7 @@ def _drop_in_solver(
 ) -> Solver:
     """A Solver with torchdiffeq's defaults: dopri5, a graph through the steps."""
     method = _method_of(method)
-    if options is not None and not isinstance(options, Mapping):
-        raise InvalidArgumentError(f"options must be a dict, got {shown(options)}")
+    options = options_of("options", options)
     # torchdiffeq keeps the graph of the steps; its methods alone have one to keep
     known = method in registered()["torch"].capabilities().methods
     free = method == "scipy_solver" or not known or _asks_for_replay(options)
@@ -299,6 +298,7 @@ def _odeint(
 
 
 @opaque(NOT_TRACED)
+@keywords(_drop_in_keyword)
 def odeint_event(
     func: Field,
     y0: State,
@@ -344,7 +344,7 @@ def odeint_dense(
     backend: str = "auto",
 ) -> Solution:
     """Solve from t0 to t1 and return a callable: ``dense(t)`` is the state at any time between."""
-    options = {**(options or {}), "dense": True}
+    options = {**(options_of("options", options) or {}), "dense": True}
     solver = _drop_in_solver(rtol, atol, method, options, backend)
     span = [number(name, t, "be finite", math.isfinite) for name, t in (("t0", t0), ("t1", t1))]
     with torch.no_grad():

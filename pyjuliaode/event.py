@@ -15,6 +15,7 @@ from .errors import GradientWarning, InvalidArgumentError, UnsupportedError, sol
 from .problem import Problem, State
 from .refusal import differentiable
 from .rhs import RHS
+from .signature import check_func
 from .solution import Solution
 from .solver import Solver
 
@@ -50,6 +51,7 @@ def solve_event(
         raise InvalidArgumentError(
             f"event_fn must be callable as event_fn(t, y), got {type(event_fn).__name__}"
         )
+    check_func(event_fn, "event_fn")
     tracked = problem.y0.requires_grad or problem.t.requires_grad or bool(problem.params)
     if problem.mass is not None and tracked and torch.is_grad_enabled():
         raise UnsupportedError(

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import shown
+from .arguments import as_float, in_order, shown
 from .errors import InvalidArgumentError
-from .signature import check_func
+from .signature import check_func, itself
 
 State = Any  # a tensor, or a tuple of tensors
 
@@ -192,9 +192,10 @@ class Problem:
         check_func(func)
         y0 = _check_state(y0, drop_in)
         # asked of the type: a module that lacks it searches its parameters and buffers at length
-        kind = type(func)
+        model = itself(func)
+        kind = type(model)
         if hasattr(kind, "check_state"):
-            func.check_state(y0)
+            model.check_state(y0)
         structure = Structure(y0)
         flat = structure.pack(y0)
         t, times = _check_times(t, flat.device, single_time)
@@ -205,8 +206,8 @@ class Problem:
         t, times, repeats = _without_repeats(t, times)
         mass = None
         if hasattr(kind, "mass_of"):
-            mass = _check_mass(func.mass_of(y0), structure, flat)
-        second_order = hasattr(kind, "position_first") and func.position_first
+            mass = _check_mass(model.mass_of(y0), structure, flat)
+        second_order = hasattr(kind, "position_first") and model.position_first
         return cls(func, flat, t, times, structure, named, mass, second_order, repeats, drop_in)
 
 
@@ -327,13 +328,7 @@ def _check_times(
 ) -> tuple[Tensor, list[float]]:
     """The times as a tensor and as numbers."""
     if not isinstance(t, Tensor):
-        try:
-            times = [float(x) for x in t]
-        except (TypeError, ValueError):
-            raise InvalidArgumentError(
-                f"t must be a 1-d tensor or a sequence of numbers, got {shown(t)}"
-            ) from None
-        t = torch.tensor(times, dtype=torch.float64, device=device)
+        t, times = _listed(t, device)
     else:
         if t.ndim != 1:
             raise InvalidArgumentError(f"t must have one dimension, got shape {tuple(t.shape)}")
@@ -348,6 +343,24 @@ def _check_times(
     if len(times) < least:
         raise InvalidArgumentError(f"t must hold at least {least} times, got {len(times)}")
     return t, times
+
+
+def _listed(t: Any, device: torch.device) -> tuple[Tensor, list[float]]:
+    """A sequence of numbers as a tensor, through which those that are tensors get gradients."""
+    parts = list(t) if in_order(t) else [None]
+    times = [as_float(x.detach() if isinstance(x, Tensor) else x) for x in parts]
+    if None in times:
+        raise InvalidArgumentError(
+            f"t must be a 1-d tensor or a sequence of numbers, got {shown(t)}"
+        )
+    found = torch.tensor(times, dtype=torch.float64, device=device)
+    if not any(isinstance(x, Tensor) for x in parts):
+        return found, times
+    rows = [
+        x.to(found).reshape(()) if isinstance(x, Tensor) else row
+        for x, row in zip(parts, found, strict=True)
+    ]
+    return torch.stack(rows), times
 
 
 def _without_repeats(

@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from .arguments import as_float, keywords, not_negative, positive, refuse_gradient, shown, whole
+from .arguments import (
+    as_float,
+    keywords,
+    not_negative,
+    options_of,
+    positive,
+    refuse_gradient,
+    shown,
+    whole,
+)
 from .errors import InvalidArgumentError, unknown_name
 
 ADJOINTS = ("auto", "direct", "backsolve", "interpolating", "gauss", "quadrature")
@@ -98,8 +107,9 @@ class Solver:
             raise unknown_name("adjoint", self.adjoint, ADJOINTS)
         if self.native not in NATIVE:
             raise unknown_name("native", self.native, NATIVE)
-        if not isinstance(self.method, str):
-            raise InvalidArgumentError(f"method must be a name, got {shown(self.method)}")
+        for name in ("method", "backend"):
+            if not isinstance(value := getattr(self, name), str):
+                raise InvalidArgumentError(f"{name} must be a name, got {shown(value)}")
         for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
             value = getattr(self, name)
             if value is not None or not name.startswith("adjoint"):
@@ -107,10 +117,7 @@ class Solver:
         if self.dt is not None:
             positive("dt", self.dt)
         whole("max_steps", self.max_steps, 1)
-        if self.options is not None and not isinstance(self.options, Mapping):
-            raise InvalidArgumentError(
-                f"options must be a dict of names to values, got {shown(self.options)}"
-            )
+        options_of("options", self.options)
 
     @classmethod
     def of(cls, value: Solver | str | None) -> Solver:
@@ -139,11 +146,24 @@ def _check_tolerance(name: str, value: Any) -> None:
     if isinstance(value, (tuple, list)):
         for i, part in enumerate(value):
             _check_tolerance(f"{name}[{i}]", part)
-    elif isinstance(value, Tensor) and value.numel() != 1:
-        if value.is_complex() or not bool((value >= 0).all()):
-            raise InvalidArgumentError(f"{name} must be >= 0 in every element, got {value}")
-    elif not hasattr(value, "__array__") or as_float(value) is not None:
+    elif as_float(value) is None and hasattr(value, "__array__"):
+        if not _finite_and_not_negative(value):
+            raise InvalidArgumentError(
+                f"{name} must be finite and >= 0 in every element, got {shown(value)}"
+            )
+    else:
         not_negative(name, value)
+
+
+def _finite_and_not_negative(value: Any) -> bool:
+    """Of the numbers of a tensor or array."""
+    try:
+        value = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):  # an array of text, of objects, ...
+        return False
+    if value.is_meta or value.is_complex() or value.dtype == torch.bool or value.numel() == 0:
+        return False
+    return bool(((value >= 0) & (value < float("inf"))).all())
 
 
 _FIELDS = frozenset(field.name for field in fields(Solver))

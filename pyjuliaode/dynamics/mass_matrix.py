@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from .base import Dynamics, Time, as_time
+from .base import Dynamics, Time, as_time, marked
 
 
 class Constrained(Protocol):
@@ -44,7 +44,7 @@ class MassMatrixForm(Dynamics):
     def lift(self, t: Time, state: Tensor) -> Tensor:
         """(x, m, h) of the state (x, m) of the dynamics at the time t."""
         factor = self.dynamics.constraint_factor(as_time(t)).to(state)
-        return torch.cat((state, (factor * state[0])[None]))
+        return marked(torch.cat((state, (factor * state[0])[None])))
 
     def initial_state(self, h0: Tensor, dh0: Tensor | None = None, t0: Time = 0.0) -> Tensor:
         return self.lift(t0, self.dynamics.initial_state(h0, dh0, t0))

@@ -16,6 +16,7 @@ from ..._torch import traced
 from ...errors import InvalidArgumentError, PyJuliaODEError, UnsupportedError
 from ...problem import Problem
 from ...rhs import RHS, PerFunction, unlisted_leaves, warn_of_lost_gradients
+from ...signature import itself
 from ...solution import Retcode, SolveStats
 from ...solver import Solver
 from ..autocast import AutocastField, unwrapped
@@ -293,7 +294,7 @@ def _check(problem: Problem) -> None:
             "a solve by Julia cannot be exported or traced; use backend='torch' with a method of "
             "fixed steps"
         )
-    func = unwrapped(problem.func)
+    func = itself(unwrapped(problem.func))
     own = getattr(func, "__dict__", ())
     told = [name for name in _CALLBACKS if name in own or hasattr(type(func), name)]
     if told:
