@@ -11,24 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import opaque
+from ._torch import NOT_TRACED, opaque
 from .arguments import keywords, number, options_of, shown
 from .backends import AdjointRequest, backend_for, choose, registered
 from .errors import InvalidArgumentError, UnsupportedError, unknown_name
-from .event import solve_event, to_solution
+from .event import refuse_traced, solve_event, to_solution
 from .problem import Problem, State, check_times
 from .signature import itself
 from .solution import Solution
 from .solver import OPTIONS, SOLVER_NAMES, Solver, solver_keyword
 
 Field = Callable[[Tensor, State], State]
-
-NOT_TRACED = (
-    "the steps of an ODE solver depend on values, so pyjuliaode's solves are not traced. Leave out "
-    "fullgraph=True (a solve is one graph break), or compile the field alone, as in "
-    "NeuralODE(HBNODE(torch.compile(field))); to export a model, use torch.export with "
-    "strict=False and a solver of fixed steps, Solver('rk4', dt=0.1, backend='torch')"
-)
 
 
 def _drop_in_keyword(name: str) -> str | None:
@@ -319,6 +312,8 @@ def odeint_event(
     found again. Work is bounded as in `solve`: an event that never comes is an error that says
     which time was reached.
     """
+    if isinstance(y0, Tensor) or (isinstance(y0, tuple) and y0):
+        refuse_traced(y0)
     if not isinstance(t0, Tensor):
         t0 = torch.tensor(number("t0", t0, "be finite", math.isfinite), dtype=torch.float64)
     if t0.numel() != 1:

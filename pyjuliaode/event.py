@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._torch import traced
 from .backends import AdjointRequest, Result, backend_for
 from .backends.base import event_value
 from .errors import GradientWarning, InvalidArgumentError, UnsupportedError, solver_error, warn
@@ -52,6 +53,7 @@ def solve_event(
             f"event_fn must be callable as event_fn(t, y), got {type(event_fn).__name__}"
         )
     check_func(event_fn, "event_fn")
+    refuse_traced(problem.y0)
     tracked = problem.y0.requires_grad or problem.t.requires_grad or bool(problem.params)
     if problem.mass is not None and tracked and torch.is_grad_enabled():
         raise UnsupportedError(
@@ -72,6 +74,15 @@ def solve_event(
     if solution.dense is not None:
         solution.dense.end = float(event_t.detach())
     return solution
+
+
+def refuse_traced(y0: State) -> None:
+    """Raise where a model is exported or traced: where an event lies depends on values."""
+    if traced(y0 if isinstance(y0, Tensor) else y0[0]):
+        raise UnsupportedError(
+            "an event ends a solve by values that are not there while a model is exported or "
+            "traced: export the field alone, or solve between given times"
+        )
 
 
 @dataclass

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ._torch import opaque
-from .api import NOT_TRACED, solve
+from ._torch import NOT_TRACED, opaque
+from .api import solve
 from .arguments import keywords
 from .dynamics import NODE, Dynamics
 from .errors import InvalidArgumentError, UnsupportedError

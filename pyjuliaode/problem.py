@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._torch import unknown_when_run
 from .arguments import as_float, in_order, shown
-from .errors import InvalidArgumentError
+from .errors import InvalidArgumentError, UnsupportedError
 from .signature import check_func, itself
 
 State = Any  # a tensor, or a tuple of tensors
@@ -52,8 +53,8 @@ class Structure:
         """What makes outputs such as ``out`` those of the state's dtype and shapes; None: they are.
 
         Half precision, which comes of autocast inside a field, is widened. What torchdiffeq takes
-        beyond that is taken where ``drop_in``: any real dtype, and dimensions of size 1 too many
-        or too few, in a tuple or of a single number.
+        beyond that is taken where ``drop_in``: any real dtype, and shapes that it makes those of
+        the state, see :meth:`_taken_there`.
 
         Raises:
             InvalidArgumentError: the field's output does not fit the state; names both.
@@ -72,7 +73,7 @@ class Structure:
                     + (" among them" if self.is_tuple else "")
                 )
         shapes = tuple(tuple(p.shape) for p in parts)
-        if shapes != self.shapes and not (drop_in and self._same_but_for_ones(shapes)):
+        if shapes != self.shapes and not (drop_in and self._taken_there(shapes)):
             raise InvalidArgumentError(
                 f"the field must return the shape of its state: wanted {_show(self.shapes)}, "
                 f"got {_show(shapes)}"
@@ -87,17 +88,25 @@ class Structure:
             return None
         return partial(self._fitted, dtype=like.dtype)
 
-    def _same_but_for_ones(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        if not self.is_tuple and self.total != 1:
-            return False
-        return [[n for n in s if n != 1] for s in shapes] == [
-            [n for n in s if n != 1] for s in self.shapes
-        ]
+    def _taken_there(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Of a tuple, whose parts torchdiffeq lays out in a row: as many numbers in each; of one
+        tensor, to which it adds what came: a shape that broadcasts to the state's."""
+        if self.is_tuple or self.total == 1:
+            return [math.prod(s) for s in shapes] == self.sizes
+        return _broadcasts(shapes[0], self.shapes[0])
 
     def _fitted(self, out: State, dtype: torch.dtype) -> State:
         if not self.is_tuple:
-            return out.to(dtype).reshape(self.shapes[0])
+            shape, out = self.shapes[0], out.to(dtype)
+            return out.reshape(shape) if self.total == 1 else out.expand(shape)
         return tuple(p.to(dtype).reshape(s) for p, s in zip(out, self.shapes, strict=True))
+
+
+def _broadcasts(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    if len(given) > len(wanted):
+        return False
+    pairs = zip(reversed(given), reversed(wanted), strict=False)
+    return all(m in (1, n) for m, n in pairs)
 
 
 HALF = (torch.float16, torch.bfloat16)
@@ -221,10 +230,19 @@ def parameters_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _numbers(t: Tensor) -> list[float]:
+    _refuse_unknown(t)
     try:
         return t.detach().tolist()
     except RuntimeError:  # within torch.func's transforms, before torch 2.5
         return [float(x) for x in t.detach()]
+
+
+def _refuse_unknown(t: Tensor) -> None:
+    if unknown_when_run(t):
+        raise UnsupportedError(
+            "t is a tensor whose numbers are not known while a model is exported or traced (an "
+            "input, or learned), and steps are laid out by them: pass t as a list of numbers"
+        )
 
 
 def _check_mass(mass: State, structure: Structure, like: Tensor) -> Tensor:
@@ -348,6 +366,9 @@ def _check_times(
 def _listed(t: Any, device: torch.device) -> tuple[Tensor, list[float]]:
     """A sequence of numbers as a tensor, through which those that are tensors get gradients."""
     parts = list(t) if in_order(t) else [None]
+    for x in parts:
+        if isinstance(x, Tensor):
+            _refuse_unknown(x)
     times = [as_float(x.detach() if isinstance(x, Tensor) else x) for x in parts]
     if None in times:
         raise InvalidArgumentError(

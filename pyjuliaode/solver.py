@@ -149,7 +149,7 @@ def _check_tolerance(name: str, value: Any) -> None:
     elif as_float(value) is None and hasattr(value, "__array__"):
         if not _finite_and_not_negative(value):
             raise InvalidArgumentError(
-                f"{name} must be finite and >= 0 in every element, got {shown(value)}"
+                f"{name} must be >= 0 in every element, and finite, got {shown(value)}"
             )
     else:
         not_negative(name, value)
