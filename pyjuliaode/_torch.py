@@ -13,6 +13,14 @@ from torch.utils import _pytree as pytree
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+NOT_TRACED = (
+    "the steps of an ODE solver depend on values, so pyjuliaode's solves are not traced. Leave out "
+    "fullgraph=True (a solve is one graph break), or compile the field alone, as in "
+    "NeuralODE(HBNODE(torch.compile(field))); to export a model, use torch.export with "
+    "strict=False and a solver of fixed steps, Solver('rk4', dt=0.1, backend='torch')"
+)
+
+
 def opaque(reason: str) -> Callable[[Function], Function]:
     """Decorator: torch.compile calls the function as it is, with everything that it calls.
 
@@ -52,3 +60,20 @@ def traced(x: torch.Tensor) -> bool:
     """Whether operations on ``x`` are recorded, by torch.export or torch.jit.trace."""
     fakes = sys.modules.get("torch._subclasses.fake_tensor")
     return torch.jit.is_tracing() or (fakes is not None and isinstance(x, fakes.FakeTensor))
+
+
+def unknown_when_run(x: torch.Tensor) -> bool:
+    """Whether the numbers of ``x`` are another's where what is recorded now runs: those of an
+    input or of a parameter, which a trace would keep as they are today."""
+    if not traced(x):
+        return False
+    if not torch.jit.is_tracing() or x.requires_grad:
+        return True
+    pending = [torch._C._get_value_trace(x).node()]
+    while pending:
+        node = pending.pop()
+        if node.kind() == "prim::Param":
+            return True
+        if not node.kind().startswith("prim::"):
+            pending += [value.node() for value in node.inputs()]
+    return False

@@ -11,24 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import opaque
+from ._torch import NOT_TRACED, opaque
 from .adjoints import Adjoint, Continuous, adjoint_of
-from .arguments import keywords, number, shown
+from .arguments import keywords, number, options_of, shown
 from .backends import backend_for, choose, registered
 from .errors import InvalidArgumentError, UnsupportedError, unknown_name
-from .event import solve_event, to_solution
-from .problem import Problem, State
+from .event import refuse_traced, solve_event, to_solution
+from .problem import Problem, State, check_times
+from .signature import itself
 from .solution import Solution
 from .solver import OPTIONS, SOLVER_NAMES, Solver, solver_keyword
 
 Field = Callable[[Tensor, State], State]
-
-NOT_TRACED = (
-    "the steps of an ODE solver depend on values, so pyjuliaode's solves are not traced. Leave out "
-    "fullgraph=True (a solve is one graph break), or compile the field alone, as in "
-    "NeuralODE(HBNODE(torch.compile(field))); to export a model, use torch.export with "
-    "strict=False and a solver of fixed steps, Solver('rk4', dt=0.1, backend='torch')"
-)
 
 
 def _drop_in_keyword(name: str) -> str | None:
@@ -115,10 +109,10 @@ def _solve_as_dae(
     if args:
         raise UnsupportedError("args of a mass-matrix form: solve it without options['form']")
     options = {k: v for k, v in (solver.options or {}).items() if k != "form"}
-    dae = func.as_dae()
-    start = t[0] if isinstance(t, Tensor) else float(t[0])
+    itself(func).check_state(y0)
+    dae, t = func.as_dae(), check_times(t)
     solver = replace(solver, options=options)
-    solution = solve(dae, dae.lift(start, y0), t, solver, params=params, throw=throw)
+    solution = solve(dae, dae.lift(t[0], y0), t, solver, params=params, throw=throw)
     solution.y = dae.lower(solution.t, solution.y, 1)
     if (dense := solution.dense) is not None:
         solution.dense = lambda at: dae.lower(at, full := dense(at), full.ndim - y0.ndim)
@@ -213,8 +207,7 @@ def odeint_adjoint(
         raise InvalidArgumentError(
             f"adjoint_method must be the name of a method, got {shown(adjoint_method)}"
         )
-    if adjoint_options is not None and not isinstance(adjoint_options, Mapping):
-        raise InvalidArgumentError(f"adjoint_options must be a dict, got {shown(adjoint_options)}")
+    adjoint_options = options_of("adjoint_options", adjoint_options)
     solver = replace(
         solver,
         adjoint=_adjoint_of(solver, adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options),
@@ -249,8 +242,7 @@ def _drop_in_solver(
 ) -> Solver:
     """A Solver with torchdiffeq's defaults: dopri5, a graph through the steps."""
     method = _method_of(method)
-    if options is not None and not isinstance(options, Mapping):
-        raise InvalidArgumentError(f"options must be a dict, got {shown(options)}")
+    options = options_of("options", options)
     # torchdiffeq keeps the graph of the steps; its methods alone have one to keep
     known = method in registered()["torch"].capabilities().methods
     free = method == "scipy_solver" or not known or _asks_for_replay(options)
@@ -311,6 +303,7 @@ def _odeint(
 
 
 @opaque(NOT_TRACED)
+@keywords(_drop_in_keyword)
 def odeint_event(
     func: Field,
     y0: State,
@@ -331,6 +324,8 @@ def odeint_event(
     found again. Work is bounded as in `solve`: an event that never comes is an error that says
     which time was reached.
     """
+    if isinstance(y0, Tensor) or (isinstance(y0, tuple) and y0):
+        refuse_traced(y0)
     if not isinstance(t0, Tensor):
         t0 = torch.tensor(number("t0", t0, "be finite", math.isfinite), dtype=torch.float64)
     if t0.numel() != 1:
@@ -357,7 +352,7 @@ def odeint_dense(
     args: Sequence[Any] = (),
 ) -> Solution:
     """Solve from t0 to t1 and return a callable: ``dense(t)`` is the state at any time between."""
-    options = {**(options or {}), "dense": True}
+    options = {**(options_of("options", options) or {}), "dense": True}
     solver = _drop_in_solver(rtol, atol, method, options, backend)
     span = [number(name, t, "be finite", math.isfinite) for name, t in (("t0", t0), ("t1", t1))]
     with torch.no_grad():

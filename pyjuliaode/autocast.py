@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .problem import HALF
+
 
 class AutocastField(nn.Module):
-    """A field called under a remembered autocast state; its output in the dtype of the state."""
+    """A field called under a remembered autocast state; its output in the dtype of the state,
+    where autocast made another of it: what else does not fit is left to be refused."""
 
     def __init__(self, func: Callable[..., Any], device: str):
         super().__init__()
@@ -26,9 +29,18 @@ class AutocastField(nn.Module):
     def forward(self, t: Tensor, y: Any, *args: Any) -> Any:
         with torch.autocast(self.device, dtype=self.dtype):
             out = self.func(t, y, *args)
-        if isinstance(out, Tensor):
-            return out.to(y.dtype) if isinstance(y, Tensor) else out
-        return tuple(a.to(b.dtype) for a, b in zip(out, y, strict=True))
+        wanted = (y if isinstance(y, Tensor) else y[0]).dtype
+        if isinstance(out, (tuple, list)):
+            return tuple(_undone(part, wanted) for part in out)
+        return _undone(out, wanted)
+
+
+def _undone(out: Any, wanted: torch.dtype) -> Any:
+    """An output as it were without autocast, which makes half precision, and of that float32."""
+    if not isinstance(out, Tensor):
+        return out
+    made = out.dtype in HALF or (out.dtype == torch.float32 and wanted in HALF)
+    return out.to(wanted) if made else out
 
 
 def autocast_off(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -114,7 +114,7 @@ def run_command(
             "settings": _settings(settings, input_name),
         }
         config = get(name).configure(**choices)
-        folder = out or config.default_folder
+        folder = config.default_folder if out is None else out
         try:
             metrics = run(
                 name, out=folder, resume=resume, overwrite=overwrite, threads=threads, **choices
@@ -223,7 +223,7 @@ def compare_command(
     with _clean_errors():
         from .experiments.comparison import compare, default_folder, markdown
 
-        out = out or default_folder(name)
+        out = default_folder(name) if out is None else out
         try:
             summary = compare(
                 name,
@@ -311,8 +311,10 @@ def crosscheck_command(
         from .crosscheck.compare import ADJOINTS, METHODS
         from .crosscheck.problems import build
         from .experiments.folder import check_writable
+        from .experiments.settings import SEED, read_whole
         from .experiments.threads import using
 
+        seed = read_whole("seed", seed, 0, SEED)
         check_writable(out)
         _refuse_earlier(Path(out, "crosscheck.json"), overwrite)
         title, func, y0, t = build(model, problem, seed)

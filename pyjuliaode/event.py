@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._torch import traced
 from .backends import Result, backend_for
 from .backends.base import event_value
 from .errors import GradientWarning, InvalidArgumentError, UnsupportedError, solver_error, warn
 from .problem import Problem, State
 from .refusal import differentiable, transforms_active
 from .rhs import RHS
+from .signature import check_func
 from .solution import Solution
 from .solver import Solver
 
@@ -84,6 +86,8 @@ def solve_event(problem: Problem, solver: Solver, event_fn: EventFn, throw: bool
             "torch.func transforms and forward-mode differentiation do not pass through an event; "
             "use torch.autograd.grad, or torch.autograd.functional, and a batch dimension"
         )
+    check_func(event_fn, name="event_fn")
+    refuse_traced(problem.y0)
     if problem.mass is not None and problem.wants_gradient:
         raise UnsupportedError(
             "events of a system with a mass matrix have no gradient; solve under torch.no_grad()"
@@ -105,6 +109,15 @@ def solve_event(problem: Problem, solver: Solver, event_fn: EventFn, throw: bool
     if solution.dense is not None:
         solution.dense.end = float(event_t.detach())
     return solution
+
+
+def refuse_traced(y0: State) -> None:
+    """Raise where a model is exported or traced: where an event lies depends on values."""
+    if traced(y0 if isinstance(y0, Tensor) else y0[0]):
+        raise UnsupportedError(
+            "an event ends a solve by values that are not there while a model is exported or "
+            "traced: export the field alone, or solve between given times"
+        )
 
 
 @dataclass

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import opaque
-from .api import NOT_TRACED, solve
+from ._torch import NOT_TRACED, opaque
+from .api import solve
 from .arguments import keywords
 from .dynamics import NODE, Dynamics
 from .errors import InvalidArgumentError, UnsupportedError
 from .problem import HALF, check_times
+from .signature import itself
 from .solution import SolveStats
 from .solver import SOLVER_NAMES, Solver, solver_keyword
 
@@ -49,7 +50,7 @@ class NeuralODE(nn.Module):
         solver: Solver | str | None = None,
     ):
         super().__init__()
-        self.dynamics = dynamics if isinstance(dynamics, Dynamics) else NODE(dynamics)
+        self.dynamics = _as_dynamics(dynamics)
         self.solver = Solver.of(solver)
         times = check_times(t)
         if times.requires_grad and not isinstance(times, nn.Parameter):
@@ -114,6 +115,20 @@ class NeuralODE(nn.Module):
         s = self.solver
         span = f"t=[{float(self.t[0]):g}, {float(self.t[-1]):g}]"
         return f"{span}, method={s.method!r}, rtol={s.rtol}, atol={s.atol}, adjoint={s.adjoint!r}"
+
+
+def _as_dynamics(dynamics: nn.Module) -> nn.Module:
+    """A dynamics as it is, compiled too; any other module as the field of a NODE."""
+    model = itself(dynamics)
+    if not isinstance(model, Dynamics):
+        return NODE(dynamics)
+    if not hasattr(dynamics, "initial_state"):
+        kind, wrapper = type(model).__name__, type(dynamics).__name__
+        raise InvalidArgumentError(
+            f"dynamics is a {kind} in a {wrapper}, which hides its state: wrap the layer instead, "
+            f"{wrapper}(NeuralODE({kind}(...)))"
+        )
+    return dynamics
 
 
 def _widened(h: Tensor | None) -> Tensor | None:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._torch import unknown_when_run
 from .args import Args
-from .arguments import shown
-from .errors import InvalidArgumentError
-from .signature import check_func
+from .arguments import as_float, in_order, shown
+from .errors import InvalidArgumentError, UnsupportedError
+from .signature import check_func, itself
 
 State = Any  # a tensor, or a tuple of tensors
 
@@ -63,8 +64,8 @@ class Structure:
         """What makes outputs such as ``out`` those of the state's dtype and shapes; None: they are.
 
         Half precision, which comes of autocast inside a field, is widened. What torchdiffeq takes
-        beyond that is taken where ``drop_in``: any real dtype, and dimensions of size 1 too many
-        or too few, in a tuple or of a single number.
+        beyond that is taken where ``drop_in``: any real dtype, and shapes that it makes those of
+        the state, see :meth:`_taken_there`.
 
         Raises:
             InvalidArgumentError: the field's output does not fit the state; names both.
@@ -83,7 +84,7 @@ class Structure:
                     + (" among them" if self.is_tuple else "")
                 )
         shapes = tuple(tuple(p.shape) for p in parts)
-        if shapes != self.shapes and not (drop_in and self._same_but_for_ones(shapes)):
+        if shapes != self.shapes and not (drop_in and self._taken_there(shapes)):
             raise InvalidArgumentError(
                 f"the field must return the shape of its state: wanted {_show(self.shapes)}, "
                 f"got {_show(shapes)}"
@@ -98,17 +99,25 @@ class Structure:
             return None
         return partial(self._fitted, dtype=like.dtype)
 
-    def _same_but_for_ones(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        if not self.is_tuple and self.total != 1:
-            return False
-        return [[n for n in s if n != 1] for s in shapes] == [
-            [n for n in s if n != 1] for s in self.shapes
-        ]
+    def _taken_there(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Of a tuple, whose parts torchdiffeq lays out in a row: as many numbers in each; of one
+        tensor, to which it adds what came: a shape that broadcasts to the state's."""
+        if self.is_tuple or self.total == 1:
+            return [math.prod(s) for s in shapes] == self.sizes
+        return _broadcasts(shapes[0], self.shapes[0])
 
     def _fitted(self, out: State, dtype: torch.dtype) -> State:
         if not self.is_tuple:
-            return out.to(dtype).reshape(self.shapes[0])
+            shape, out = self.shapes[0], out.to(dtype)
+            return out.reshape(shape) if self.total == 1 else out.expand(shape)
         return tuple(p.to(dtype).reshape(s) for p, s in zip(out, self.shapes, strict=True))
+
+
+def _broadcasts(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    if len(given) > len(wanted):
+        return False
+    pairs = zip(reversed(given), reversed(wanted), strict=False)
+    return all(m in (1, n) for m, n in pairs)
 
 
 HALF = (torch.float16, torch.bfloat16)
@@ -224,9 +233,10 @@ class Problem:
         check_func(func, len(args.values))
         y0 = _check_state(y0, drop_in)
         # asked of the type: a module that lacks it searches its parameters and buffers at length
-        kind = type(func)
+        model = itself(func)
+        kind = type(model)
         if hasattr(kind, "check_state"):
-            func.check_state(y0)
+            model.check_state(y0)
         structure = Structure(y0)
         flat = structure.pack(y0)
         t, times = _check_times(t, flat.device, single_time)
@@ -237,8 +247,8 @@ class Problem:
         t, times, repeats = _without_repeats(t, times)
         mass = None
         if hasattr(kind, "mass_of"):
-            mass = _check_mass(func.mass_of(y0), structure, flat)
-        second_order = hasattr(kind, "position_first") and func.position_first
+            mass = _check_mass(model.mass_of(y0), structure, flat)
+        second_order = hasattr(kind, "position_first") and model.position_first
         return cls(
             *(func, flat, t, times, structure, named, mass, second_order, repeats, drop_in, args)
         )
@@ -254,10 +264,19 @@ def parameters_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _numbers(t: Tensor) -> list[float]:
+    _refuse_unknown(t)
     try:
         return t.detach().tolist()
     except RuntimeError:  # within torch.func's transforms, before torch 2.5
         return [float(x) for x in t.detach()]
+
+
+def _refuse_unknown(t: Tensor) -> None:
+    if unknown_when_run(t):
+        raise UnsupportedError(
+            "t is a tensor whose numbers are not known while a model is exported or traced (an "
+            "input, or learned), and steps are laid out by them: pass t as a list of numbers"
+        )
 
 
 def _check_mass(mass: State, structure: Structure, like: Tensor) -> Tensor:
@@ -362,13 +381,7 @@ def _check_times(
 ) -> tuple[Tensor, list[float]]:
     """The times as a tensor and as numbers."""
     if not isinstance(t, Tensor):
-        try:
-            times = [float(x) for x in t]
-        except (TypeError, ValueError):
-            raise InvalidArgumentError(
-                f"t must be a 1-d tensor or a sequence of numbers, got {shown(t)}"
-            ) from None
-        t = torch.tensor(times, dtype=torch.float64, device=device)
+        t, times = _listed(t, device)
     else:
         if t.ndim != 1:
             raise InvalidArgumentError(f"t must have one dimension, got shape {tuple(t.shape)}")
@@ -383,6 +396,27 @@ def _check_times(
     if len(times) < least:
         raise InvalidArgumentError(f"t must hold at least {least} times, got {len(times)}")
     return t, times
+
+
+def _listed(t: Any, device: torch.device) -> tuple[Tensor, list[float]]:
+    """A sequence of numbers as a tensor, through which those that are tensors get gradients."""
+    parts = list(t) if in_order(t) else [None]
+    for x in parts:
+        if isinstance(x, Tensor):
+            _refuse_unknown(x)
+    times = [as_float(x.detach() if isinstance(x, Tensor) else x) for x in parts]
+    if None in times:
+        raise InvalidArgumentError(
+            f"t must be a 1-d tensor or a sequence of numbers, got {shown(t)}"
+        )
+    found = torch.tensor(times, dtype=torch.float64, device=device)
+    if not any(isinstance(x, Tensor) for x in parts):
+        return found, times
+    rows = [
+        x.to(found).reshape(()) if isinstance(x, Tensor) else row
+        for x, row in zip(parts, found, strict=True)
+    ]
+    return torch.stack(rows), times
 
 
 def _without_repeats(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ._torch import NOT_TRACED, opaque
 from .errors import SolverError, UnsupportedError
 
 
@@ -167,6 +168,7 @@ class Solution:
         default=None, repr=False
     )
 
+    @opaque(NOT_TRACED)
     def __call__(self, t: Tensor | float) -> Tensor | tuple[Tensor, ...]:
         """Dense output: the state at any time within the span.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from .adjoints import Adjoint, adjoint_of
-from .arguments import check_tolerance, keywords, positive, shown, whole
+from .arguments import check_tolerance, keywords, options_of, positive, shown, whole
 from .errors import InvalidArgumentError, unknown_name
 
 NATIVE = ("auto", "always", "never")
@@ -112,8 +112,9 @@ class Solver:
     def __post_init__(self) -> None:
         if self.native not in NATIVE:
             raise unknown_name("native", self.native, NATIVE)
-        if not isinstance(self.method, str):
-            raise InvalidArgumentError(f"method must be a name, got {shown(self.method)}")
+        for name in ("method", "backend"):
+            if not isinstance(value := getattr(self, name), str):
+                raise InvalidArgumentError(f"{name} must be a name, got {shown(value)}")
         for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
             value = getattr(self, name)
             if value is not None or not name.startswith("adjoint"):
@@ -121,12 +122,9 @@ class Solver:
         if self.dt is not None:
             positive("dt", self.dt)
         whole("max_steps", self.max_steps, 1)
-        if self.options is not None and not isinstance(self.options, Mapping):
-            raise InvalidArgumentError(
-                f"options must be a dict of names to values, got {shown(self.options)}"
-            )
-        if self.options is not None and not isinstance(self.options, Options):
-            object.__setattr__(self, "options", Options(self.options))
+        options = options_of("options", self.options)
+        if options is not None and not isinstance(options, Options):
+            object.__setattr__(self, "options", Options(options))
         _ = self.gradient  # which raises for what is no adjoint
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..arguments import check_tolerance, shown, whole, within
+from ..arguments import check_tolerance, options_of, shown, whole, within
 from ..errors import InvalidArgumentError, UnsupportedError, unknown_name
 
 
@@ -152,8 +152,7 @@ class Continuous(Adjoint):
             raise InvalidArgumentError(
                 f"an adjoint's norm must be 'seminorm' or a function, got {shown(self.norm)}"
             )
-        if self.options is not None and not isinstance(self.options, Mapping):
-            raise InvalidArgumentError(f"adjoint_options must be a dict, got {shown(self.options)}")
+        options_of("adjoint_options", self.options)
         if self.checkpoints is not None:
             whole("checkpoints", self.checkpoints, 1)
 

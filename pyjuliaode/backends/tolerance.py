@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import as_float
 from ..errors import InvalidArgumentError
 from ..problem import Structure
 
@@ -22,19 +23,27 @@ def tolerance(name: str, value: Any, structure: Structure, like: Tensor) -> floa
                 "as many parts"
             )
         parts = [
-            _expanded(f"{name}[{i}]", torch.as_tensor(v, dtype=torch.float64), shape)
+            _expanded(f"{name}[{i}]", _of_part(v), shape)
             for i, (v, shape) in enumerate(zip(value, structure.shapes, strict=True))
         ]
         return torch.cat(parts).to(like.abs())
+    if (one := as_float(value)) is not None:
+        return one
     value = torch.as_tensor(value)
-    if value.numel() == 1:
-        return float(value)
     if structure.is_tuple:
         raise InvalidArgumentError(
             f"{name} is a tensor and the state a tuple: pass a tuple of {len(structure.shapes)} "
             "tolerances, or one number"
         )
     return _expanded(name, value, structure.shapes[0]).to(like.abs())
+
+
+def _of_part(value: Any) -> Tensor:
+    """A number, tensor or array as a tensor of float64."""
+    one = as_float(value)
+    if one is not None and not isinstance(value, Tensor):
+        return torch.tensor(one, dtype=torch.float64)
+    return torch.as_tensor(value, dtype=torch.float64)
 
 
 def _expanded(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:

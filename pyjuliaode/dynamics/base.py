@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgumentError, add_note, warn
+from ..signature import itself
 from .field import Field, takes_time, wrong_output
 
 Time = float | Tensor
@@ -18,14 +19,18 @@ Time = float | Tensor
 _MADE = "_pyjuliaode_state"  # an attribute of the tensors that initial_state returns
 
 
+def marked(state: Tensor) -> Tensor:
+    """The tensor, known to be a state from now on."""
+    setattr(state, _MADE, True)
+    return state
+
+
 def _marked(initial_state: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """An ``initial_state`` whose tensor is known to be a state."""
 
     @wraps(initial_state)
     def marking(self: Dynamics, *args: Any, **kwargs: Any) -> Tensor:
-        state = initial_state(self, *args, **kwargs)
-        setattr(state, _MADE, True)
-        return state
+        return marked(initial_state(self, *args, **kwargs))
 
     return marking
 
@@ -57,6 +62,12 @@ class Dynamics(nn.Module):
 
     def __init__(self, field: Field, time_dependent: bool | None = None):
         super().__init__()
+        if isinstance(itself(field), Dynamics):
+            kind, own = type(itself(field)).__name__, type(self).__name__
+            raise InvalidArgumentError(
+                f"the field of {own} is itself a dynamics, {kind}: pass it as it is, as in "
+                f"NeuralODE({kind}(...)), or make a {own} of its field"
+            )
         if time_dependent is None or not callable(field):
             time_dependent = takes_time(field)
         self.field = field
@@ -120,9 +131,10 @@ class Dynamics(nn.Module):
                 f"the state of {name} has shape ({k}, *h.shape), y0 has {tuple(y0.shape)}: make it "
                 f"with initial_state(h0), or let NeuralODE({name}(field), t)(h0) do so"
             )
-        if y0.ndim == 2 and k > 1 and not hasattr(y0, _MADE):
+        if y0.ndim >= 2 and k > 1 and not hasattr(y0, _MADE):
+            what = "one vector" if y0.ndim == 2 else f"h of shape {tuple(y0.shape[1:])}"
             warn(
-                f"y0 of shape {tuple(y0.shape)} is taken as the {k} components of one vector, "
+                f"y0 of shape {tuple(y0.shape)} is taken as the {k} components of {what}, "
                 f"which {name} stacks in dimension 0, not as a batch of {k}: make states with "
                 "initial_state(h0)"
             )

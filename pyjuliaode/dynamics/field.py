@@ -8,7 +8,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
-from ..signature import is_time, swapped
+from ..signature import is_time, itself, swapped
+from ..signature import positional as positional_names
 
 Field = Callable[..., Tensor]  # f(h) or f(t, h): an nn.Module or any callable
 
@@ -23,11 +24,13 @@ def takes_time(field: Field) -> bool:
         raise InvalidArgumentError(
             f"field must be a module or function f(h) or f(t, h), got {type(field).__name__}"
         )
-    inner = getattr(field, "_orig_mod", field)  # what torch.compile wrapped
+    inner = itself(field)
     try:
         parameters = inspect.signature(getattr(inner, "forward", inner)).parameters.values()
-    except (TypeError, ValueError):  # written in C: no signature
-        raise _undecided(field, "has no signature") from None
+    except (TypeError, ValueError):  # written in C, or torch.jit's
+        if (found := positional_names(inner)) is None:
+            raise _undecided(field, "has no signature") from None
+        parameters = [inspect.Parameter(k, inspect.Parameter.POSITIONAL_ONLY) for k in found[0]]
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p.name for p in positional if p.default is p.empty]
     if len(required) == 2:

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from .base import Dynamics, Time, as_time
+from .base import Dynamics, Time, as_time, marked
 
 
 class Constrained(Protocol):
@@ -52,7 +52,7 @@ class MassMatrixForm(Dynamics):
         """(x, m, h) of a state of the dynamics at the time t."""
         at = as_time(t).to(state)
         x, m = self.dynamics.to_constrained(at, state.unbind(0))
-        return torch.stack((x, m, self.dynamics.readout(at, state)))
+        return marked(torch.stack((x, m, self.dynamics.readout(at, state))))
 
     def lower(self, t: Time, state: Tensor, dim: int = 0) -> Tensor:
         """The state of the dynamics at t, or at all t, for (x, m, h) in dimension ``dim``."""

@@ -92,6 +92,7 @@ def compare(
     jobs = read_whole("jobs", jobs, 1, MOST)
     folder = RunFolder(default_folder(name) if out is None else out)
     check_writable(folder.path)
+    folder.refuse_run()
     share = partial(choose, asked=threads, resume=resume, jobs=jobs)
     planned = [
         Planned(config, place, share(experiment.work(config), place))

@@ -21,6 +21,9 @@ CHECKPOINT = "checkpoint.pt"
 FIGURES = "frames"  # a folder; figures beside it are *.png
 
 
+_NO_NAME = "out is empty: name a folder with --out, '.' for this one"
+
+
 class RunFolder:
     """The folder of one run: metrics.json, checkpoint.pt, figures.
 
@@ -29,6 +32,8 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
+        if not os.fspath(path):
+            raise InvalidArgumentError(_NO_NAME)
         self.path = Path(path)
         self._replaces = False  # the run that lies there, with the first file that is written
 
@@ -67,6 +72,14 @@ class RunFolder:
             raise InvalidArgumentError(
                 f"{self.path} already holds this run ({_progress(old)}): --resume continues it, "
                 "--overwrite starts it again, --out writes somewhere else"
+            )
+
+    def refuse_run(self) -> None:
+        """Raise where a single run lies here, beside which other results would be mistaken."""
+        if any((self.path / name).exists() for name in (METRICS, CHECKPOINT)):
+            raise InvalidArgumentError(
+                f"{self.path} holds a single run, and a comparison has a folder for every run: "
+                "choose another folder with --out"
             )
 
     def _remove_run(self) -> None:
@@ -161,6 +174,8 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     Raises:
         InvalidArgumentError: a file is in the way, or the system does not allow it.
     """
+    if not os.fspath(folder):
+        raise InvalidArgumentError(_NO_NAME)
     path = place = Path(folder).absolute()
     try:
         try:

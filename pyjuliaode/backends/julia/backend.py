@@ -19,6 +19,7 @@ from ...autocast import AutocastField, unwrapped
 from ...errors import InvalidArgumentError, PyJuliaODEError, UnsupportedError
 from ...problem import Problem, State
 from ...rhs import RHS, PerFunction
+from ...signature import itself
 from ...solution import Retcode, SolveStats
 from ...solver import Solver
 from ..base import Capabilities, Event, Result, event_value
@@ -306,7 +307,7 @@ def _check(problem: Problem) -> None:
             "a solve by Julia cannot be exported or traced; use backend='torch' with a method of "
             "fixed steps"
         )
-    func = unwrapped(problem.func)
+    func = itself(unwrapped(problem.func))
     own = getattr(func, "__dict__", ())
     told = [name for name in _CALLBACKS if name in own or hasattr(type(func), name)]
     if told:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...errors import warn
 from ...rhs import Time
+from ...signature import itself
 
 STEP, ACCEPT, REJECT = "callback_step", "callback_accept_step", "callback_reject_step"
 
@@ -34,6 +35,7 @@ class Callbacks:
         suffix: str = "",
     ) -> Callbacks | None:
         """The callbacks of ``func``, or None; warns of those that the method does not call."""
+        func = itself(func)
         # not getattr: where it is missing a module searches its parameters and buffers at length
         own = getattr(func, "__dict__", ())
         names = [

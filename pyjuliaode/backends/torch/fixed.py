@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import times as grid_times
-from ...errors import InvalidArgumentError
+from ...errors import InvalidArgumentError, add_note
 from ...refusal import batched
 from ...rhs import RHS, Time
 from ...solution import Retcode, SolveStats
@@ -31,7 +31,9 @@ def fixed_grid(
     Without ``dt`` or ``grid_constructor`` there is one step between two requested times.
     """
     if constructor is not None:
-        grid = list(grid_times("what grid_constructor returns", constructor(func, y0, t)))
+        grid = list(
+            grid_times("what grid_constructor returns", _constructed(constructor, func, y0, t))
+        )
         if not grid or grid[0] != times[0] or grid[-1] != times[-1]:
             raise InvalidArgumentError(
                 "grid_constructor must return times from t[0] to t[-1], "
@@ -70,6 +72,14 @@ def ending_on(marks: Iterable[float], grid: Iterable[float]) -> Iterator[float]:
             yield ahead.pop()
         yield ahead.pop() if ahead and sign * (ahead[-1] - t1) <= slack else t1
         t, t1 = t1, later
+
+
+def _constructed(constructor: Callable, func: Callable, y0: Any, t: Tensor) -> Any:
+    try:
+        return constructor(func, y0, t)
+    except Exception as error:
+        add_note(error, f"(grid_constructor was called with func, y0 and {len(t)} times)")
+        raise
 
 
 class FixedRK:

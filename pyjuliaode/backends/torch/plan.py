@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...adjoints import Abilities
 from ...arguments import as_float, positive, shown, times, unknown_options, whole, within
-from ...errors import InvalidArgumentError, UnsupportedError, unknown_name, warn
+from ...errors import InvalidArgumentError, UnsupportedError, add_note, unknown_name, warn
 from ...rhs import RHS
+from ...signature import check_takes
 from ...solution import SolveStats
 from ..runge_kutta import BufferedStepper, GraphStepper, Sides, Stepper
 from ..tableau import Tableau
@@ -255,7 +256,7 @@ _WHOLE = {
     "batch_dim": (0, math.inf),
 }
 _FLAGS = ("perturb", "per_sample", "compile", "checkpoint")
-_FUNCTIONS = ("norm", "grid_constructor")
+_FUNCTIONS = {"norm": ("y",), "grid_constructor": ("func", "y0", "t")}  # with their arguments
 
 
 def _check_numbers(options: dict[str, Any]) -> None:
@@ -273,9 +274,11 @@ def _check_kinds(options: Mapping[str, Any]) -> None:
     for name in _FLAGS:
         if not isinstance(options.get(name, False), bool):
             raise InvalidArgumentError(f"{name} must be True or False, got {shown(options[name])}")
-    for name in _FUNCTIONS:
+    for name, wanted in _FUNCTIONS.items():
         if not callable(options.get(name, callable)):
             raise InvalidArgumentError(f"{name} must be a function, got {shown(options[name])}")
+        if name in options:
+            check_takes(name, options[name], *wanted)
     for name in ("jump_t", "step_t"):
         times(name, options.get(name))
 
@@ -305,11 +308,21 @@ def user_norm(norm: Callable[[Any], Any] | None, unpack: Callable[[Tensor], Any]
     """The user's norm of the state (in the user's structure), or root mean square."""
     if norm is None:
         return rms
-    return lambda x: _norm_value(norm(unpack(x)))
+
+    def measured(x: Tensor) -> float:
+        try:
+            value = norm(unpack(x))
+        except Exception as error:
+            add_note(error, f"(norm was called with a state of {x.numel()} numbers, {x.dtype})")
+            raise
+        return _norm_value(value, x)
+
+    return measured
 
 
-def _norm_value(value: Any) -> float:
+def _norm_value(value: Any, x: Tensor) -> float:
     found = as_float(value.detach() if isinstance(value, Tensor) else value)
-    if found is None:
-        raise InvalidArgumentError(f"norm must return one number, got {shown(value)}")
+    wrong = found is None or found < 0.0 or (math.isnan(found) and bool(x.isfinite().all()))
+    if wrong:
+        raise InvalidArgumentError(f"norm must return one number >= 0, got {shown(value)}")
     return found

@@ -17,9 +17,8 @@ from ..._install import install_command
 from ...errors import InvalidArgumentError, UnsupportedError, unknown_name
 from ...rhs import RHS, Time
 from ...solution import Retcode, SolveStats
-from .adaptive import NO_EVENT
 from .callbacks import Callbacks
-from .control import StepFailure
+from .control import StepFailure, no_event
 
 # (order, highest degree of the interpolants)
 _SOLVERS = {
@@ -225,7 +224,7 @@ class ScipyStream:
             without = " without an event" if endless else ""
             raise StepFailure(Retcode.MAX_ITERS, t, f"{self.max_steps} steps were taken{without}")
         if endless and abs(t) >= 0.01 * _FARTHEST:
-            raise StepFailure(Retcode.FAILURE, t, "there is no event", NO_EVENT)
+            raise no_event(t)
 
 
 def _slope_of(solver: Any) -> Any:

@@ -169,6 +169,8 @@ def _obstacle(problem: Problem) -> str | None:
         return "it takes args"
     if not isinstance(func, nn.Module):
         return "func is no torch.nn.Module, so changes of what it uses are not seen"
+    if isinstance(func, torch.jit.ScriptModule):
+        return "func is a module of torch.jit; give the module it was made from"
     if hasattr(type(func), "_orig_mod") or "_orig_mod" in func._modules:
         return "func is the result of torch.compile; give the module itself"
     if y0.dtype not in (torch.float32, torch.float64):
