@@ -182,7 +182,7 @@ def test_torchscript_modules_are_fields(kind):
         for p, grad in zip(func.parameters(), of_script, strict=True):
             both = p.grad if p.grad is not grad else p.grad / 2  # a script shares its parameters
             torch.testing.assert_close(both, grad if p.grad is not grad else grad / 2)
-        with pytest.raises(pjo.UnsupportedError, match="torch.jit"):
+        with pytest.raises(pjo.UnsupportedError, match=r"torch\.jit"):
             pjo.solve(scripted, y0, t, pjo.Solver(options={"compile": True}, backend="torch"))
 
 
@@ -234,7 +234,7 @@ def test_tolerances_that_are_numbers_are_taken(value):
 
 
 @pytest.mark.parametrize(
-    "func, words",
+    ("func", "words"),
     [
         (lambda t, y: -y * (1 + 1j), "got torch.complex64"),
         (lambda t, y: -y.double(), "got torch.float64"),
@@ -245,9 +245,9 @@ def test_tolerances_that_are_numbers_are_taken(value):
 )
 def test_autocast_hides_no_wrong_output(func, words):
     for enabled in (False, True):
-        with torch.autocast("cpu", enabled=enabled):
-            with pytest.raises(pjo.InvalidArgumentError, match=words):
-                pjo.solve(func, Y0, [0.0, 1.0])
+        wrong = pytest.raises(pjo.InvalidArgumentError, match=words)
+        with torch.autocast("cpu", enabled=enabled), wrong:
+            pjo.solve(func, Y0, [0.0, 1.0])
 
 
 def test_autocast_counts_the_parts_of_a_tuple():
