@@ -101,23 +101,17 @@ class Structure:
 
     def _taken_there(self, shapes: Sequence[tuple[int, ...]]) -> bool:
         """Of a tuple, whose parts torchdiffeq lays out in a row: as many numbers in each; of one
-        tensor, to which it adds what came: a shape that broadcasts to the state's."""
+        tensor, to which it adds what came: one number, for all elements. A dimension of size 1
+        would broadcast too, and is a layer's mistake more often."""
         if self.is_tuple or self.total == 1:
             return [math.prod(s) for s in shapes] == self.sizes
-        return _broadcasts(shapes[0], self.shapes[0])
+        return math.prod(shapes[0]) == 1 and len(shapes[0]) <= len(self.shapes[0])
 
     def _fitted(self, out: State, dtype: torch.dtype) -> State:
         if not self.is_tuple:
             shape, out = self.shapes[0], out.to(dtype)
             return out.reshape(shape) if self.total == 1 else out.expand(shape)
         return tuple(p.to(dtype).reshape(s) for p, s in zip(out, self.shapes, strict=True))
-
-
-def _broadcasts(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    if len(given) > len(wanted):
-        return False
-    pairs = zip(reversed(given), reversed(wanted), strict=False)
-    return all(m in (1, n) for m, n in pairs)
 
 
 HALF = (torch.float16, torch.bfloat16)

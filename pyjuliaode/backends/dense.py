@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..arguments import as_float, in_order, times
+from ..arguments import as_float, times
 from ..errors import InvalidArgumentError
 from ..problem import Structure
 
@@ -62,7 +62,9 @@ class UserDense:
 
 def _as_times(t: Any) -> Tensor:
     one = None if getattr(t, "shape", None) else as_float(t)  # an array of one is a sequence
-    found = one if one is not None else times("t", t) if in_order(t) else ()
+    if one is None and isinstance(t, (Set, Mapping)):  # in no order
+        t = None
+    found = times("t", t) if one is None else one
     if found == ():
         raise InvalidArgumentError(f"t must be a number or several, got {t!r}")
     return torch.tensor(found, dtype=torch.float64, device="cpu")
