@@ -239,7 +239,7 @@ class _Moving:
         g_t, g_y = torch.autograd.grad(by, (at.t, at.y), retain_graph=True, allow_unused=True)
         along = 0.0 if g_t is None else float(g_t)
         if g_y is not None:
-            along += float(torch.dot(g_y, at.slope.detach()))
+            along += float(torch.vdot(g_y, at.slope.detach()).real)
         return abs(1.0 + along) > 0.25
 
     def _twice(self) -> tuple[Tensor, Tensor] | None:

@@ -185,7 +185,7 @@ class RHS:
                 self._failures = 0
                 self.alongside += m - (1 if self.chunk_size is None else -(-m // self.chunk_size))
                 return found
-        found = torch.stack([self.flat(*pair) for pair in zip(t, y, strict=True)])
+        found = torch.stack([self.flat(*pair).clone() for pair in zip(t, y, strict=True)])
         if tries:
             self._not_batched(form)
         return found
