@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -75,3 +76,17 @@ def gradients(y: Tensor, inputs: list[Tensor], seed: int = 0) -> list[Tensor]:
     weight = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(seed))
     grads = torch.autograd.grad((weight * y).sum(), inputs, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
+
+
+# of the grids over all methods: what differs from another in its numbers alone
+_RARELY = frozenset(
+    {
+        *("bosh3", "fehlberg2", "adaptive_heun", "euler", "midpoint", "heun2", "heun3"),
+        *("explicit_adams", "dopri5 own", "bosh3 own"),
+    }
+)
+
+
+def methods(*names: str) -> list[object]:
+    """Methods as parameters of a test: those that only vary another are of the slow tests."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in _RARELY else n for n in names]

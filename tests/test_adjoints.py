@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from problems import F64
+from problems import F64, methods
 from torch import nn
 
 import pyjuliaode as pjo
@@ -40,8 +40,17 @@ def _exists(method: str, way: str) -> bool:
     return True
 
 
-GRID = [(m, w) for m in (*ADAPTIVE, *FIXED, "pan") for w in WAYS if _exists(m, w)]
-grid = pytest.mark.parametrize(("method", "way"), GRID, ids=[f"{m}-{w}" for m, w in GRID])
+def _combinations() -> list[object]:
+    found = []
+    for method in (*ADAPTIVE, *FIXED, "pan"):
+        marks = getattr(*methods(method), "marks", ())
+        for way in WAYS:
+            if _exists(method, way):
+                found.append(pytest.param(method, way, marks=marks, id=f"{method}-{way}"))
+    return found
+
+
+grid = pytest.mark.parametrize(("method", "way"), _combinations())
 
 
 def solver(method: str, way: str, tol: float = 1e-9, **options) -> pjo.Solver:
