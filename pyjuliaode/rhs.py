@@ -57,6 +57,8 @@ class RHS:
         try:
             out = self.func(t, y)
         except Exception as error:
+            if _writes_in_place(error):
+                raise InvalidArgumentError(_IN_PLACE) from error
             add_note(error, f"(func was called with {_described(t, y)})")
             raise
         if not self._checked:
@@ -75,10 +77,7 @@ class RHS:
             out = self.value(t, y.view(self._shape))
         if version is not None and version != y._version:
             self._checked = False
-            raise InvalidArgumentError(
-                "the field modifies the state that it is given in place; it must return a new "
-                "tensor (y * 2 rather than y.mul_(2))"
-            )
+            raise InvalidArgumentError(_IN_PLACE)
         return self.structure.pack(out) if self._shape is None else out.reshape(-1)
 
     def destinations(self, k: Tensor) -> list[Tensor]:
@@ -229,6 +228,18 @@ class RHS:
                 ]
                 found = None if each[0] is None else torch.stack(each)
         return y.new_zeros(y.numel(), y.numel()) if found is None else found
+
+
+_IN_PLACE = (
+    "the field modifies the state that it is given in place; it must return a new tensor (y * 2 "
+    "rather than y.mul_(2))"
+)
+
+
+def _writes_in_place(error: Exception) -> bool:
+    """Whether autograd refused a write to what a derivative is taken of, which is the state."""
+    said = ("leaf Variable that requires grad", "is a view and is being modified inplace")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def _described(t: Tensor, y: State) -> str:

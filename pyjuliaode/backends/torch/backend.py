@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._torch import traced
-from ...errors import InvalidArgumentError, UnsupportedError, unknown_name
+from ...errors import InvalidArgumentError, StopIterationPasses, UnsupportedError, unknown_name
 from ...graph import saved_bytes
 from ...problem import HALF, Problem
 from ...refusal import refuse_transforms
@@ -86,6 +86,7 @@ class TorchBackend:
             "method='Rodas5P', 'FBDF' or 'RadauIIA5', or eliminate the algebraic variables"
         )
 
+    @StopIterationPasses()
     def solve(
         self,
         problem: Problem,

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import solver_error
+from ...errors import StopIterationPasses, solver_error
 from ...problem import Problem
 from ...refusal import once_only
 from ...rhs import RHS, Time, warn_of_lost_gradients
@@ -238,6 +238,7 @@ class _Sweep:
         d_times = d_t.to(self.problem.t) if need_t else None
         return [lam + grad[0], d_times, *self.totals]
 
+    @StopIterationPasses()
     def _interval(self, t1: float, t0: float, y: Tensor, lam: Tensor) -> Tensor:
         z = self._pack(y, lam)
         self.steps_taken.n_accepted = self.steps_taken.n_rejected = 0  # max_steps an interval
