@@ -238,7 +238,7 @@ _IN_PLACE = (
 
 def _writes_in_place(error: Exception) -> bool:
     """Whether autograd refused a write to what a derivative is taken of, which is the state."""
-    said = ("leaf Variable that requires grad", "is a view and is being modified inplace")
+    said = ("leaf Variable that requires grad", "is being modified inplace")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 

@@ -5,8 +5,10 @@ Exact for the steps that were taken: memory is one state per step and the graph 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from ..problem import Problem
 from ..rhs import RHS
-from .runge_kutta import GraphStepper, Sides, Step, state_at
+from .runge_kutta import GraphStepper, Sides, Step, nudge, state_at
 from .tableau import Tableau
 
 
@@ -27,6 +29,7 @@ class Steps:
         t: step boundaries (S + 1 of them).
         y: flat states at the first S of them.
         end: the state at the last boundary, where the last step is to be compared with it.
+        lengths: of the steps, where the boundaries are too coarse for their differences.
         linear: states between the boundaries are interpolated linearly.
     """
 
@@ -36,6 +39,7 @@ class Steps:
     sides: Sides
     linear: bool = False
     end: Tensor | None = None
+    lengths: Sequence[float] | None = None
 
 
 class Product(Protocol):
@@ -107,14 +111,14 @@ def replay(
             end, cotangent, nfe = product(t0, t1, steps.y[i], cotangent, within, of_within)
             rhs.nfe += nfe
             if i == len(steps.y) - 1 and steps.end is not None:
-                _check_repeats(end, steps.end)
+                _check_repeats(end, steps.end, partial(_jump, rhs, (t0, t1), steps.y[i]))
             continue
         with torch.enable_grad():
             clock = {} if t_leaf is None else clock_of(problem, t_leaf)
             y = steps.y[i].detach().requires_grad_()
-            step = _repeat(rhs, steps, clock, t0, t1, y, close=bool(inside) and not steps.linear)
+            step = _repeat(rhs, steps, clock, i, y, close=bool(inside) and not steps.linear)
             if i == len(steps.y) - 1 and steps.end is not None:
-                _check_repeats(step.y1, steps.end)
+                _check_repeats(step.y1, steps.end, partial(_jump, rhs, steps.t[i : i + 2], y))
             if inspect is not None:
                 inspect(step.y1, y, *inputs)
                 inspect = None
@@ -140,14 +144,20 @@ def replay(
     return [cotangent + grad[0], d_t, *(next(rest) if n else None for n in needs[1:])], rhs.nfe
 
 
-def _check_repeats(again: Tensor, before: Tensor) -> None:
-    """Raise where a step comes out otherwise than in the forward solve."""
+def _check_repeats(again: Tensor, before: Tensor, jump: Callable[[], float | None]) -> None:
+    """Raise where a step comes out otherwise than in the forward solve; ``jump``: a time at which
+    the field jumps, as far as that is known."""
     if before.numel() == 0:
         return
     size = 1.0 + float(before.abs().max())
     off = float((again.detach() - before).abs().max()) / size
-    # rounding of one step is far below, and what dropout does far above
-    if off > torch.finfo(before.dtype).eps ** 0.5:
+    if off > _apart(before):
+        if (at := jump()) is not None:
+            raise UnsupportedError(
+                f"the last step, taken again, differs by {off:.1e}: the field jumps at "
+                f"t = {at:.9g}, at the end of a step, and which side of the jump a step has is "
+                "decided by rounding: name the times of such jumps in options={'jump_t': [...]}"
+            )
         raise UnsupportedError(
             f"the last step, taken again, differs by {off:.1e}: the field gives other values at "
             "the same point (dropout, batch normalisation, random numbers, or parameters changed "
@@ -156,19 +166,38 @@ def _check_repeats(again: Tensor, before: Tensor) -> None:
         )
 
 
+def _apart(like: Tensor) -> float:
+    # rounding of one step is far below, and what dropout does far above
+    return torch.finfo(like.dtype).eps ** 0.5
+
+
+@torch.no_grad()
+def _jump(rhs: RHS, ends: Sequence[float], y: Tensor) -> float | None:
+    """One of the times at which the field, which gives the same value twice, jumps; or None."""
+    for t in ends:
+        here, again = rhs(t, y), rhs(t, y)
+        if not torch.equal(here, again):
+            return None
+        sides = [rhs(nudge(t, side, rhs.time_dtype), y) for side in (-math.inf, math.inf)]
+        size = 1.0 + float(here.abs().max())
+        if max(float((x - here).abs().max()) for x in sides) > _apart(y) * size:
+            return t
+    return None
+
+
 def _repeat(
     rhs: RHS,
     steps: Steps,
     clock: Mapping[float, Tensor],
-    t0: float,
-    t1: float,
+    i: int,
     y: Tensor,
     close: bool,
 ) -> Step:
     """One accepted step again, as autograd operations."""
+    t0, t1 = steps.t[i], steps.t[i + 1]
     stepper = GraphStepper(rhs, steps.tableau, clock)
     stepper.start(rhs(steps.sides.after(t0, t1, clock), y))
-    h = stepper.span(t0, t1, t1 - t0)
+    h = stepper.span(t0, t1, t1 - t0 if steps.lengths is None else steps.lengths[i])
     y1 = stepper.trial(t0, t1, h, y, steps.sides.before(t0, t1, clock), close=close)
     return Step(stepper, t0, t1, h, y, y1)
 

@@ -73,15 +73,20 @@ class _Direct(torch.autograd.Function):
             land=land,
             native=task.native,
         )
-        step_t, step_y = accepted_steps(task.runtime, done.kept, problem)
-        done.step_t = step_t
+        taken = accepted_steps(task.runtime, done.kept, problem)
+        done.step_t = taken.t
         # steps of a failed solve beyond the last row carry nothing
-        last = problem.times[done.rows.shape[0] - 1]
-        n = sum(abs(x - step_t[0]) < abs(last - step_t[0]) for x in step_t)
-        sides = Sides(problem.time_dtype, frozenset(plan.jumps))
-        ctx.steps = Steps(task.tableau, step_t[: n + 1], (), sides)
+        last = abs(problem.times[done.rows.shape[0] - 1] - problem.times[0])
+        n = sum(s < last for s in taken.since)
+        # Julia sees the last time from the side of the solve
+        sides = Sides(problem.time_dtype, frozenset((*plan.jumps, problem.times[-1])))
+        lengths = taken.lengths(None if plan.adaptive else plan.dt)
+        sign = done.kept.sign
+        ctx.steps = Steps(
+            task.tableau, taken.t[: n + 1], (), sides, lengths=[sign * h for h in lengths[:n]]
+        )
         ctx.problem, ctx.stats = problem, task.stats
-        ctx.save_for_backward(step_y[: n + 1], y0, t, *params)
+        ctx.save_for_backward(taken.y[: n + 1], y0, t, *params)
         if not task.keep_dense:
             done.kept = None
         task.forward = done
@@ -249,7 +254,6 @@ def _solve_adjoint(
     if not plan.adaptive:
         request.dt = plan.dt or abs(problem.times[-1] - problem.times[0])
     if plan.jumps:
-        workspace.take_sides(plan.jumps, forward=False)
         jumps_c = doubles([kept.sign * t for t in plan.jumps])
         request.jumps, request.njumps = address(jumps_c), len(jumps_c)
     request.checkpointing = plan.checkpoints is not None or plan.adjoint == "backsolve"
