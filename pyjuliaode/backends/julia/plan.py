@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...arguments import not_negative, number, times, unknown_options, whole
-from ...errors import UnsupportedError, unknown_name, warn
+from ...arguments import not_negative, number, shown, times, unknown_options, whole
+from ...errors import InvalidArgumentError, UnsupportedError, unknown_name, warn
 from ...problem import Problem
 from ...solution import Retcode
 from ...solver import Solver
@@ -198,12 +198,7 @@ def _adjoint(
         )
     if request.method is None:
         return adjoint, _backward(method)
-    chosen = find(request.method)
-    if chosen.kind == "bdf" and adjoint == "gauss":
-        raise UnsupportedError(
-            f"adjoint 'gauss' integrates with too few nodes for adjoint_method={request.method!r}; "
-            "use 'Rodas5P', or adjoint='interpolating'"
-        )
+    chosen = _chosen(problem, request.method, adjoint)
     adaptive = not method.fixed and solver.option("step_size") is None
     if adaptive and not chosen.estimates:
         raise UnsupportedError(
@@ -211,6 +206,32 @@ def _adjoint(
             "solve with fixed steps"
         )
     return adjoint, chosen
+
+
+def _chosen(problem: Problem, name: Any, adjoint: str) -> Method:
+    """The method of the backward solve that was asked for, where it can serve."""
+    if not isinstance(name, str):
+        raise InvalidArgumentError(
+            f"adjoint_method must be the name of a method, got {shown(name)}"
+        )
+    method, why = find(name), None
+    if method.kind == "nystrom":
+        why = "solves h'' = f(t, h, h'), which an adjoint equation is not; use 'Tsit5'"
+    elif problem.mass is not None and method.kind not in ("implicit", "bdf"):
+        why = "takes no mass matrix; use 'Rodas5P'"
+    elif method.kind == "hermite" and adjoint in ("gauss", "quadrature"):
+        why = (
+            f"has no interpolant of its order, which the quadrature of adjoint {adjoint!r} reads; "
+            "use 'Tsit5', or adjoint='interpolating'"
+        )
+    elif method.kind == "bdf" and adjoint == "gauss":
+        why = (
+            "has too few nodes for the quadrature of adjoint 'gauss'; use 'Rodas5P', or "
+            "adjoint='interpolating'"
+        )
+    if why is not None:
+        raise UnsupportedError(f"adjoint_method={name!r} {why}")
+    return method
 
 
 def _backward(method: Method) -> Method:
