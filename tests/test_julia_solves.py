@@ -693,7 +693,7 @@ def test_an_event_says_which_element_crossed():
         event_fn=lambda t, y: torch.stack([1e-12 * (y[0] - 2), y[1] - 0.5]),
     )
     (g,) = torch.autograd.grad(sol.event_t, y0)
-    assert float(sol.event_t) == pytest.approx(math.log(2), abs=1e-7)
+    assert sol.event_t.item() == pytest.approx(math.log(2), abs=1e-7)
     assert g.tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
 
 

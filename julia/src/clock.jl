@@ -11,7 +11,8 @@ A known time of the host, asked for by it, comes back exactly: also where a step
 distance of it. At one of the `jumps` there are two, one on each side of it in T, in which the host
 may round its times; between two known times no other one lies beyond them. `reverse` says that a
 solve runs backward: at a jump the side is meant that it comes from. The last time is one as well: an
-input that is held until then, and has another value from then on, is none of the solve's.
+input that is held until then, and has another value from then on, is none of the solve's. But where
+the numbers of T are coarse against the span, a field that is smooth would suffer.
 """
 mutable struct Clock
     const origin::Float64
@@ -30,7 +31,8 @@ function Clock(times, stops, jumps, ::Type{T}) where {T}
     at = sort!(unique!(vcat(times, filter(within, stops), filter(within, jumps))))
     since = at .- origin
     before, after = copy(at), copy(at)
-    inside = sort!(unique!(filter(t -> within(t) && isfinite(t), vcat(jumps, last))))
+    held = abs(last) <= 4 * (last - origin) ? [last] : Float64[]
+    inside = sort!(unique!(filter(t -> within(t) && isfinite(t), vcat(jumps, held))))
     isempty(inside) || set_sides!(before, after, at, inside, T)
     return Clock(origin, since, at, before, after, false)
 end

@@ -25,7 +25,7 @@ from ..autocast import autocast_off
 from ..replay import Steps, replay
 from ..runge_kutta import Sides
 from ..tableau import Tableau
-from .forward import Forward, Kept, accepted_steps, run_forward
+from .forward import Forward, Kept, accepted_steps, held_until, run_forward
 from .native.field import NativeField
 from .plan import Plan, advice
 from .requests import AdjointReport, AdjointRequest, address, doubles
@@ -78,8 +78,7 @@ class _Direct(torch.autograd.Function):
         # steps of a failed solve beyond the last row carry nothing
         last = abs(problem.times[done.rows.shape[0] - 1] - problem.times[0])
         n = sum(s < last for s in taken.since)
-        # Julia sees the last time from the side of the solve
-        sides = Sides(problem.time_dtype, frozenset((*plan.jumps, problem.times[-1])))
+        sides = Sides(problem.time_dtype, frozenset((*plan.jumps, *held_until(problem.times))))
         lengths = taken.lengths(None if plan.adaptive else plan.dt)
         sign = done.kept.sign
         ctx.steps = Steps(

@@ -189,6 +189,11 @@ def _check_resolution(times: list[float], plan: Plan) -> None:
         )
 
 
+def held_until(times: list[float]) -> tuple[float, ...]:
+    """The last time, where Julia sees it from the side of the solve; see PyJuliaODE.Clock."""
+    return tuple(times[-1:]) if abs(times[-1]) <= 4 * abs(times[-1] - times[0]) else ()
+
+
 @dataclass
 class Accepted:
     """The accepted steps of a solve.
