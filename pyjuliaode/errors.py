@@ -6,6 +6,8 @@ import difflib
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import ContextDecorator
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -89,6 +91,26 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(inside):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+class StopIterationPasses(ContextDecorator):
+    """Around what calls the user's functions within generators, which make a RuntimeError of a
+    StopIteration (PEP 479): it comes out as itself.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # with a note it is the user's own, of a generator within the field
+        made = isinstance(error, RuntimeError) and not getattr(error, "__notes__", None)
+        if made and isinstance(error.__cause__, StopIteration):
+            raise error.__cause__
 
 
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> InvalidArgumentError:

@@ -80,6 +80,8 @@ class RHS:
             if self._call is self.func and _needs_gradients(error):
                 self._call = self._with_gradients
                 return self.value(t, y)
+            if _writes_in_place(error):
+                raise InvalidArgumentError(_IN_PLACE) from error
             add_note(error, f"(func was called with {_described(t, y)})")
             raise
         if not self._checked:
@@ -105,10 +107,7 @@ class RHS:
             out = self.value(t, y.view(self._shape))
         if version is not None and version != y._version:
             self._checked = False
-            raise InvalidArgumentError(
-                "the field modifies the state that it is given in place; it must return a new "
-                "tensor (y * 2 rather than y.mul_(2))"
-            )
+            raise InvalidArgumentError(_IN_PLACE)
         if self._shape is None:
             return self.structure.pack(out)
         # without a graph it may be a buffer into which the user's function writes every time
@@ -300,6 +299,18 @@ def _asking(y: State, keep: bool) -> State:
 
 def _detached(out: State) -> State:
     return out.detach() if isinstance(out, Tensor) else tuple(x.detach() for x in out)
+
+
+_IN_PLACE = (
+    "the field modifies the state that it is given in place; it must return a new tensor (y * 2 "
+    "rather than y.mul_(2))"
+)
+
+
+def _writes_in_place(error: Exception) -> bool:
+    """Whether autograd refused a write to what a derivative is taken of, which is the state."""
+    said = ("leaf Variable that requires grad", "is being modified inplace")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def _described(t: Tensor, y: State) -> str:

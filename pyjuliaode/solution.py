@@ -62,12 +62,13 @@ _ADVICE = {
         "options['jump_t'], or use an implicit method."
     ),
     Retcode.UNSTABLE: (
-        "The field returned or produced NaN or Inf: look at its output there, lower the learning "
-        "rate or clip gradients, bound the field, or shorten the time span."
+        "The state became NaN or Inf there. If the field returned such numbers, lower the learning "
+        "rate or clip gradients, bound the field, or shorten the time span; if its output is "
+        "finite, it was the method that failed: take another one, or other tolerances."
     ),
     Retcode.DT_NAN: (
-        "The step size became NaN: the field returned or produced NaN or Inf; look at its output "
-        "there, and at y0."
+        "The step size became NaN there: look for NaN or Inf in the field's output and in y0; if "
+        "both are finite, take another method, or other tolerances."
     ),
     Retcode.INITIAL_FAILURE: (
         "No consistent initial state was found: let y0 satisfy the algebraic equations, or pass "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from problems import F64, Field
@@ -263,3 +265,56 @@ def test_dense_output_is_refused_outside_the_span_and_where_it_was_not_kept():
         dense(2.0)
     with pytest.raises(pjo.UnsupportedError, match="'dense': False"):
         pjo.solve(decay, Y0, T, pjo.Solver(options={"dense": False}))(0.5)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "gauss"])
+@pytest.mark.parametrize("method", ["tsit5", "rk4", "implicit_adams", "pan"])
+def test_a_stop_iteration_of_the_field_comes_out_as_itself(method, adjoint):
+    """Within a generator it would become a RuntimeError (PEP 479)."""
+
+    class Fed(nn.Module):
+        def __init__(self, samples):
+            super().__init__()
+            self.a, self.samples = nn.Parameter(torch.ones((), dtype=F64)), samples
+
+        def forward(self, t, y):
+            return -self.a * y * next(self.samples)
+
+    options = {"step_size": 0.1} if method in ("rk4", "implicit_adams") else {}
+    adjoint = "direct" if method == "implicit_adams" else adjoint
+    solver = pjo.Solver(method, adjoint=adjoint, backend="torch", options=options)
+    with pytest.raises(StopIteration):
+        pjo.solve(Fed(iter([0.1] * 4)), Y0, T, solver)
+    fed = Fed(itertools.repeat(0.1))
+    y = pjo.solve(fed, Y0, T, solver).y
+    fed.samples = iter([0.1])
+    if adjoint == "gauss":  # else the graph is there already, or no step is taken again
+        with pytest.raises(StopIteration):
+            y[-1].sum().backward()
+
+
+def test_a_generator_of_the_field_s_own_keeps_its_error():
+    def func(t, y):
+        def scaled():
+            yield -y * next(iter(()))
+
+        return next(scaled())
+
+    with pytest.raises(RuntimeError, match="generator raised StopIteration"):
+        pjo.solve(func, Y0, T, pjo.Solver("tsit5", backend="torch"))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_field_that_changes_its_state_in_place_is_told_so(requires_grad, parts):
+    """Autograd's own words for it are of leaves and views."""
+
+    def func(t, y):
+        z = tuple(-x for x in y) if parts == 2 else -y
+        (y[0] if parts == 2 else y).zero_()
+        return z
+
+    y0 = Y0.clone().requires_grad_(requires_grad)
+    for adjoint in ("direct", "gauss"):
+        with pytest.raises(pjo.InvalidArgumentError, match="in place"):
+            pjo.solve(func, (y0, y0) if parts == 2 else y0, T, pjo.Solver(adjoint=adjoint))

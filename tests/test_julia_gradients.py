@@ -535,6 +535,98 @@ def test_dropout_is_noticed_by_the_replay():
         model(torch.randn(3, 4, dtype=F64)).sum().backward()
 
 
+class Held(nn.Module):
+    """y' = a floor(3 (t - start)): an input that changes at multiples of 1/3."""
+
+    def __init__(self, dtype, start):
+        super().__init__()
+        self.a, self.start = nn.Parameter(torch.tensor(0.7, dtype=dtype)), start
+
+    def forward(self, t, y):
+        return self.a * torch.floor(3 * (t - self.start)) * torch.ones_like(y)
+
+
+@pytest.mark.parametrize("start", [0.0, 256.0])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize(("method", "step"), [("RK4", 0.02), ("Tsit5", 0.02), ("Tsit5", None)])
+def test_a_replay_sees_the_times_that_were_taken(method, step, dtype, start):
+    """The last requested time is a jump: one rounding decides which side of it the last slope sees.
+    What is differentiated is linear in a, so that dy/da = y/a: to rounding."""
+    f, options = Held(dtype, start), {} if step is None else {"step_size": step}
+    y = pjo.solve(
+        f,
+        torch.zeros(1, dtype=dtype),
+        [start, start + 1.0],
+        julia(method, 1e-3, "direct", **options),
+    ).y[-1]
+    (found,) = torch.autograd.grad(y.sum(), f.a)
+    eps = torch.finfo(dtype).eps
+    assert float(found) == pytest.approx(float(y.detach()) / 0.7, rel=100 * eps)
+
+
+def test_a_jump_that_a_replay_meets_otherwise_is_named():
+    """The step's end sees another side of the jump than before: the message says which option."""
+    from pyjuliaode.backends.replay import _check_repeats, _jump
+    from pyjuliaode.problem import Problem
+    from pyjuliaode.rhs import RHS
+
+    y = torch.zeros(1, dtype=F64)
+    rhs = RHS(Problem.build(Held(F64, 0.0), y, [0.0, 1.0]))
+    assert _jump(rhs, (0.5, 1.0), y) == 1.0
+    assert _jump(rhs, (0.4, 0.6), y) is None
+    with pytest.raises(pjo.UnsupportedError, match="jump_t"):
+        _check_repeats(y, y + 1.0, lambda: 1.0)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_gradients_near_a_late_time(adjoint, dtype, backwards):
+    """y' = -k cos(s) y in the time s since a day's end, where float32 numbers are 2^-7 apart: steps
+    are shorter. The field's own rounding of the time decides the last digits: 2^-8 in float32."""
+    start, sign = 86_400.0, -1.0 if backwards else 1.0
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.k = nn.Parameter(torch.tensor(0.8, dtype=dtype))
+
+        def forward(self, t, y):
+            return -sign * self.k * torch.cos(t - start) * y
+
+    func, t = Late(), torch.tensor([start, start + sign * 0.25, start + sign], dtype=F64)
+    y0 = torch.ones(2, dtype=dtype, requires_grad=True)
+    y = pjo.solve(func, y0, t, julia("tsit5", 1e-6, adjoint)).y
+    g0, gk = torch.autograd.grad(y[1:].sum(), [y0, func.k])
+    ends = [(math.sin(s), math.exp(-0.8 * math.sin(s))) for s in (0.25, 1.0)]
+    bound = 1e-5 if dtype is F64 else 2.0**-8
+    assert g0.tolist() == pytest.approx([sum(e for _, e in ends)] * 2, rel=bound)
+    assert float(gk) == pytest.approx(-2 * sum(s * e for s, e in ends), rel=bound)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "gauss", "interpolating"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_gradients_across_a_discontinuity_at_a_late_time(dtype, adjoint):
+    """As above from 1,000 on; the number next to the jump is not the solver's any more."""
+
+    class Switched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.k = nn.Parameter(torch.tensor([0.7, -2.0], dtype=dtype))
+
+        def forward(self, t, y):
+            return torch.where(t >= 1000.5, self.k[1], self.k[0]) * y
+
+    func, options = Switched(), {"jump_t": torch.tensor([1000.5])}
+    y0 = torch.ones(1, dtype=dtype)
+    sol = pjo.solve(func, y0, [1000.0, 1001.0], julia("tsit5", 1e-6, adjoint, **options))
+    (gk,) = torch.autograd.grad(sol.y[-1].sum(), func.k)
+    end = math.exp((0.7 - 2.0) / 2)
+    # a float32 time next to the jump is 6e-5 from it
+    assert gk.tolist() == pytest.approx([end / 2, end / 2], rel=1e-5 if dtype is F64 else 1e-3)
+    assert sol.stats.n_rejected <= 2
+
+
 def test_a_dropped_solution_lets_go_of_the_model_at_once():
     field, y0 = Field(), torch.randn(3, 2, dtype=F64, requires_grad=True)
     seen = weakref.ref(field)

@@ -104,6 +104,14 @@ def test_adjoints_that_a_method_cannot_have_are_refused():
         plan("Rodas5P", adjoint=adjoints.Gauss(method="FBDF"))
     with pytest.raises(pjo.UnsupportedError, match="error estimate"):
         plan("tsit5", adjoint=adjoints.Gauss(method="euler"))
+    for name, match in (("FineRKN5", "h'' = f"), ("Feagin10", "interpolant of its order")):
+        with pytest.raises(pjo.UnsupportedError, match=match):
+            plan("tsit5", adjoint=adjoints.Gauss(method=name))
+    for name in (5, ["tsit5"]):
+        with pytest.raises(pjo.InvalidArgumentError, match="method"):
+            adjoints.Gauss(method=name)
+    with pytest.raises(pjo.InvalidArgumentError, match="method"):
+        plan("tsit5", adjoint=adjoints.Gauss(method="nothing"))
     with pytest.raises(pjo.UnsupportedError, match="interpolant of its order"):
         plan("Feagin10", adjoint="gauss")
     with pytest.raises(pjo.UnsupportedError, match="its own choice"):

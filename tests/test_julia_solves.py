@@ -24,6 +24,13 @@ def julia(method: str = "dopri5", tol: float = 1e-8, **kwargs) -> pjo.Solver:
     return pjo.Solver(method, tol, tol, backend="julia", native="never", options=options, **kwargs)
 
 
+class Fixed(nn.Module):
+    """y' = -y, without parameters."""
+
+    def forward(self, t, y):
+        return -y
+
+
 class Linear(nn.Module):
     """y' = A y."""
 
@@ -142,10 +149,84 @@ def test_one_time_and_repeated_times():
     assert torch.allclose(y, torch.exp(-t)[:, None].expand(6, 2), rtol=1e-6)
 
 
-def test_float32_times_that_become_one_are_refused():
+START = {"Unix seconds": 1.7e9, "seconds of a day": 86_400.0}
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("start", START.values(), ids=START)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("method", ["RK4", "ABM43", "Tsit5", "VCABM", "Rodas5P", "FBDF"])
+def test_steps_near_a_late_time_are_all_taken(method, dtype, start, backwards):
+    """Solvers take a stop within 100 roundings of the time as reached: were that the user's time, a
+    second from here would be one step in float32. y' = -y, at every row and between them; to the
+    tolerance of 1e-5 times some tens of steps."""
+    sign = -1.0 if backwards else 1.0
+    s = torch.linspace(0, 1, 5, dtype=F64)
+    options = {"step_size": 2.0**-6} if method in ("RK4", "ABM43") else {}
+    with torch.no_grad():
+        y0, t = torch.ones(1, dtype=dtype), start + sign * s
+        sol = pjo.solve(lambda t, y: -sign * y, y0, t, julia(method, 1e-5, options=options))
+    assert sol.retcode is pjo.Retcode.SUCCESS
+    assert torch.allclose(sol.y[:, 0].to(F64), torch.exp(-s), atol=1e-3)
+    assert float(sol(start + sign * 0.3)[0]) == pytest.approx(math.exp(-0.3), abs=1e-3)
+    if options:
+        assert sol.stats.n_accepted == 64
+
+
+@pytest.mark.parametrize("method", ["RK4", "Tsit5"])
+def test_steps_below_the_field_s_rounding_of_late_times(method):
+    """y' = cos(t - start) in float64 from a Unix time on, whose numbers are 2.4e-7 apart, by steps
+    of 2^-18 or the method's own: what the field is told is right to that."""
+    start, span = 1.7e9, 2.0**-5
+    options = {"step_size": 2.0**-18} if method == "RK4" else {}
+    t = torch.tensor([start, start + span], dtype=F64)
+    with torch.no_grad():
+        solver = julia(method, 1e-9, options=options, max_steps=10**5)
+        sol = pjo.solve(
+            lambda t, y: torch.cos(t - start) * torch.ones_like(y),
+            torch.zeros(1, dtype=F64),
+            t,
+            solver,
+        )
+    assert float(sol.y[-1, 0]) == pytest.approx(math.sin(span), abs=1e-9)
+    assert sol.step_t[:: len(sol.step_t) - 1] == t.tolist() if sol.step_t else True
+    with torch.no_grad(), pytest.raises(pjo.InvalidArgumentError, match="resolution of time"):
+        pjo.solve(
+            lambda t, y: -y, torch.ones(1, dtype=F64), t, julia("RK4", options={"step_size": 1e-8})
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_the_field_and_events_are_told_the_user_s_time(dtype):
+    start, seen = 86_400.0, []
+
+    def func(t, y):
+        seen.append((float(t), t.dtype))
+        return torch.ones_like(y)
+
+    y0, t = torch.zeros(2, dtype=dtype), [start, start + 8.0]
+    with torch.no_grad():
+        sol = pjo.solve(func, y0, t, julia("Tsit5", 1e-5), event_fn=lambda t, y: t - (start + 3.0))
+    assert {d for _, d in seen} == {dtype}
+    assert all(start <= x <= start + 8.0 for x, _ in seen)
+    # a float32 time is told to the next 2^-7, and with it the event's
+    assert float(sol.event_t) == pytest.approx(
+        start + 3.0, abs=2.0**-30 if dtype is F64 else 2.0**-7
+    )
+    bound = 1e-9 if dtype is F64 else 2.0**-7
+    assert float(sol.y[-1, 0]) == pytest.approx(float(sol.event_t) - start, abs=bound)
+
+
+def test_times_are_told_apart_by_what_has_passed_since_the_first():
+    """As float32 numbers they are one, and are solved for all the same; as differences from a first
+    time that is far away they cannot be."""
     t = torch.tensor([0.0, 1.0, 1.0 + 1e-10], dtype=F64)
-    with pytest.raises(pjo.InvalidArgumentError, match="same number"):
-        pjo.odeint(lambda t, y: -y, torch.ones(2), t, backend="julia")
+    with torch.no_grad():
+        y = pjo.odeint(lambda t, y: -y, torch.ones(2), t, backend="julia")
+        assert torch.allclose(y[:, 0].to(F64), torch.exp(-t), rtol=1e-6)
+        far = torch.tensor([-1e9, 1e-20, 2e-20], dtype=F64)
+        with pytest.raises(pjo.InvalidArgumentError, match=r"t\[1\] and t\[2\]"):
+            pjo.odeint(lambda t, y: -y, torch.ones(2), far, backend="julia")
 
 
 @pytest.mark.parametrize("name", models())
@@ -312,10 +393,12 @@ def test_discontinuities_and_stops_are_met():
         return torch.where(t < 0.5, 1.0, -2.0).to(y) * torch.ones_like(y)
 
     t = torch.tensor([0.0, 1.0], dtype=F64)
-    options = {"jump_t": torch.tensor([0.5])}
-    with torch.no_grad():
-        y = pjo.odeint(func, torch.zeros(1, dtype=F64), t, options=options, backend="julia")
-    assert float(y[-1]) == pytest.approx(-0.5, abs=1e-7)
+    for jumps in ([0.5], [-1.0, 0.5], [0.5, 7.0]):  # also those that another part of a solve meets
+        with torch.no_grad():
+            solver = julia("Tsit5", options={"jump_t": jumps})
+            sol = pjo.solve(func, torch.zeros(1, dtype=F64), t, solver)
+        assert float(sol.y[-1]) == pytest.approx(-0.5, abs=1e-7)
+        assert sol.stats.n_rejected == 0
 
 
 @pytest.mark.parametrize("late", [torch.ge, torch.gt])
@@ -510,6 +593,28 @@ def test_an_exception_of_the_field_comes_out_as_itself():
         assert pjo.solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], julia()).retcode.successful
 
 
+@pytest.mark.parametrize("method", ["Tsit5", "Rodas5P"])
+def test_a_stop_iteration_of_the_field_comes_out_as_itself(method):
+    samples = iter([0.1] * 4)
+    with torch.no_grad(), pytest.raises(StopIteration):
+        pjo.solve(
+            lambda t, y: -y * next(samples), torch.ones(2, dtype=F64), [0.0, 1.0], julia(method)
+        )
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("method", ["Tsit5", "Rodas5P"])
+def test_a_field_that_changes_its_state_in_place_is_told_so(method, grad):
+    def func(t, y):
+        z = -y
+        y.zero_()
+        return z
+
+    y0 = torch.ones(2, dtype=F64, requires_grad=grad)
+    with torch.set_grad_enabled(grad), pytest.raises(pjo.InvalidArgumentError, match="in place"):
+        pjo.solve(func, y0, [0.0, 1.0], julia(method))
+
+
 def test_a_solve_inside_a_solve():
     inner = julia(tol=1e-6, options={"dense": False})
 
@@ -557,6 +662,63 @@ def test_events():
         assert abs(y[-1, 0].item()) < 1e-6
         (slope,) = torch.autograd.grad(t, ball.g)
         assert float(slope) == pytest.approx(-0.5 * math.sqrt(20) * 9.81**-1.5, rel=1e-5)
+
+
+EVENTS = {
+    "plain": lambda t, y: y[0] - 0.01,
+    "bool": lambda t, y: y[0] > 0.01,
+    "flat after it": lambda t, y: torch.relu(y[0] - 0.01),
+    "in time": lambda t, y: t - math.log(100),
+    "one is zero throughout": lambda t, y: torch.stack([0 * y[0], y[0] - 0.01]),
+    "one is NaN": lambda t, y: torch.stack([math.nan * y[0], y[0] - 0.01]),
+    "one opens later": lambda t, y: torch.stack([y[0] - 0.01, torch.relu(0.3 - y[1])]),
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+@pytest.mark.parametrize("method", ["Tsit5", "Rodas5P", "FBDF"])
+def test_events_that_are_zero_on_one_side(method, name):
+    """exp(-t) falls below 0.01 at ln 100, however that is written; as the torch backend has it, to
+    a hundred tolerances of the dense output."""
+    with torch.no_grad():
+        sol = pjo.solve(
+            lambda t, y: -y,
+            torch.ones(2, dtype=F64),
+            [0.0, 8.0],
+            julia(method, 1e-9),
+            event_fn=EVENTS[name],
+        )
+    assert sol.retcode is pjo.Retcode.TERMINATED
+    assert float(sol.event_t) == pytest.approx(math.log(100), abs=1e-6)
+
+
+def test_a_ball_that_goes_on_from_where_it_bounced():
+    """Restarted from the state that was found, with its velocity turned round: g = 9.8, h = 5."""
+    t, s, times = torch.tensor(0.0, dtype=F64), torch.tensor([5.0, 0.0], dtype=F64), []
+    for _ in range(4):
+        t, states = pjo.odeint_event(
+            lambda t, s: torch.stack([s[1], torch.full_like(s[1], -9.8)]),
+            *(s, t),
+            event_fn=lambda t, s: s[0],
+            backend="julia",
+        )
+        times.append(float(t))
+        s = torch.stack([states[-1][0], -0.9 * states[-1][1]])
+    fall = math.sqrt(10 / 9.8)
+    wanted = [fall + 2 * fall * sum(0.9**k for k in range(1, n + 1)) for n in range(4)]
+    assert times == pytest.approx(wanted, abs=1e-6)
+
+
+def test_an_event_says_which_element_crossed():
+    """Not which is nearest to zero, the first: the time moves with y1 alone."""
+    y0 = torch.ones(2, dtype=F64, requires_grad=True)
+    sol = pjo.solve(
+        *(Fixed(), y0, [0.0, 5.0], julia("Tsit5", 1e-9)),
+        event_fn=lambda t, y: torch.stack([1e-12 * (y[0] - 2), y[1] - 0.5]),
+    )
+    (g,) = torch.autograd.grad(sol.event_t, y0)
+    assert sol.event_t.item() == pytest.approx(math.log(2), abs=1e-7)
+    assert g.tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
 
 
 def test_auto_is_julia_where_it_can_and_torch_where_it_cannot(monkeypatch):

@@ -22,7 +22,7 @@ precompile(
 )
 precompile(PyJuliaODE.solve!, (Int, String, String, Int, Int))
 precompile(PyJuliaODE.adjoint!, (Int, String, String, Int, Int))
-precompile(PyJuliaODE.steps!, (Int, Int, Int))
+precompile(PyJuliaODE.steps!, (Int, Int, Int, Int))
 precompile(PyJuliaODE.interpolate!, (Int, Int, Int, Int))
 
 end

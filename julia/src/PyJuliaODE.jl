@@ -9,7 +9,8 @@ The host shares flat vectors with a [`Workspace`](@ref) and hands over C functio
 entry points compile once: [`workspace!`](@ref), [`solve!`](@ref), [`interpolate!`](@ref),
 [`steps!`](@ref), [`adjoint!`](@ref), [`tableau`](@ref), [`release!`](@ref), [`versions`](@ref).
 
-Time runs forward here: a host that integrates backward maps t to -t.
+Time runs forward here: a host that integrates backward maps t to -t. Solves run in the time since the
+host's first ([`Clock`](@ref)); the host hands over and receives times of its own.
 """
 module PyJuliaODE
 
@@ -24,7 +25,7 @@ using PrecompileTools: @compile_workload, @setup_workload
 using RecursiveArrayTools: ArrayPartition
 using SciMLBase: SciMLBase, DiscreteCallback,
     DynamicalODEFunction, DynamicalODEProblem, FullSpecialize, ODEFunction, ODEProblem,
-    VectorContinuousCallback, successful_retcode, terminate!
+    successful_retcode, terminate!
 using SciMLLogging: SciMLLogging
 
 include("native/simd.jl")
@@ -35,6 +36,7 @@ include("native/kernels.jl")
 include("native/linear.jl")
 include("native/convolution.jl")
 include("native/evaluate.jl")
+include("clock.jl")
 include("host.jl")
 include("callbacks.jl")
 include("workspace.jl")

@@ -6,7 +6,8 @@
 What a host asks of a solve, as a C structure of 8-byte fields that both halves declare alike.
 Addresses are of the host's memory; 0 stands for "none".
 
-- `y0` (N numbers), `times` (`ntimes` Float64, strictly ascending), `out` (N x ntimes numbers)
+- `y0` (N numbers), `times` (`ntimes` Float64, strictly ascending, also as differences from the first),
+  `out` (N x ntimes numbers)
 - `abstol`, `reltol`, or addresses of N numbers `abstol_at`, `reltol_at`
 - `dt`, `dtmin`, `dtmax` (0: the solver's own), `adaptive`, `maxiters`; a step of `dtmin` is accepted
   whatever its error
@@ -57,8 +58,9 @@ Solve from the first of the times and write the states at all that are reached.
 
 `keep` is "" (nothing), "dense" (all steps with their interpolant), "steps" (all steps) or
 "checkpoints" (the times, and others evenly spaced). `request` is the address of a [`Request`](@ref),
-`report` of 8 Float64, which receive: rows written, time reached, evaluations, accepted and rejected
-steps, Jacobians, the number of the solution that is kept (0: none), its steps.
+`report` of 10 Float64, which receive: rows written, time reached, evaluations, accepted and rejected
+steps, Jacobians, the number of the solution that is kept (0: none), its steps, and which element of
+the event functions ended the solve (0: none) with a time just before it.
 """
 function solve!(id::Int, method::String, keep::String, request::Integer, report::Integer)
     ws = WORKSPACES[id]
@@ -67,7 +69,7 @@ function solve!(id::Int, method::String, keep::String, request::Integer, report:
     alg = algorithm(method)
     jacobian = asked.jacobian != 0 && is_implicit(method)
     asked.mass_at == 0 || initialization_of("brown")   # loads its package, before the solve
-    slots = at_address(Float64[], report, 8)
+    slots = at_address(Float64[], report, 10)
     return on_device(ws.u) do
         # the method's package may have been loaded a moment ago
         invokelatest(run_solve, ws, alg, keep, asked, jacobian, slots)
@@ -75,17 +77,17 @@ function solve!(id::Int, method::String, keep::String, request::Integer, report:
 end
 
 "What a solver is told, all of it of known types: keywords of unknown ones cost more than a solve."
-struct Stepping{A, R, T}
+struct Stepping{A, R}
     abstol::A
     reltol::R
-    dt::T
-    dtmin::T
-    dtmax::T
+    dt::Float64
+    dtmin::Float64
+    dtmax::Float64
     adaptive::Bool
     maxiters::Int
-    tstops::Vector{T}
-    jumps::Vector{T}
-    saveat::Vector{T}
+    tstops::Vector{Float64}
+    jumps::Vector{Float64}
+    saveat::Vector{Float64}
     everystep::Bool
     dense::Bool
 end
@@ -94,33 +96,36 @@ function run_solve(ws, alg, keep::String, asked::Request, jacobian::Bool, report
     T, n = eltype(ws), length(ws)
     fill!(report, 0)
     reset!(ws)
-    ts = convert(Vector{T}, float64s(asked.times, asked.ntimes))
-    ascending(ts) || throw(ArgumentError("times must ascend strictly in $T, got $ts"))
+    times, stops, jumps = float64s(asked.times, asked.ntimes), float64s(asked.tstops, asked.ntstops),
+        float64s(asked.jumps, asked.njumps)
+    ws.clock = Clock(times, stops, jumps, T)
+    ts = since.(Ref(ws.clock), times)
+    ascending(ts) || throw(ArgumentError("times must ascend strictly, got $times"))
     y0 = copy(at_address(ws.u, asked.y0, n))
-    watch = Watch()
+    watch, event = Watch(), asked.nevents == 0 ? nothing : Event(ws, asked.nevents)
     abstol = asked.abstol_at == 0 ? T(asked.abstol) : copy(at_address(ws.u, asked.abstol_at, n))
     reltol = asked.reltol_at == 0 ? T(asked.reltol) : copy(at_address(ws.u, asked.reltol_at, n))
-    span = ts[end] - ts[1]
     stepping = Stepping(
-        abstol, reltol, T(asked.dt), T(asked.dtmin), asked.dtmax > 0 ? T(asked.dtmax) : span,
-        asked.adaptive != 0, asked.maxiters,
-        convert(Vector{T}, float64s(asked.tstops, asked.ntstops)),
-        convert(Vector{T}, float64s(asked.jumps, asked.njumps)),
+        abstol, reltol, asked.dt, asked.dtmin, asked.dtmax > 0 ? asked.dtmax : ts[end],
+        asked.adaptive != 0, asked.maxiters, since.(Ref(ws.clock), stops), met(ws.clock, jumps),
         saved_times(keep, ts, asked.ncheckpoints), keep in ("dense", "steps"), keep == "dense"
     )
-    common = !jacobian && asked.mass_at == 0 && asked.second_order == 0 && asked.nevents == 0 &&
+    common = !jacobian && asked.mass_at == 0 && asked.second_order == 0 && event === nothing &&
         keep != "checkpoints"
     sol = if common
-        solve_with(plain_problem(ws, y0, (ts[1], ts[end])), alg, stepping)
+        solve_with(plain_problem(ws, y0, (0.0, ts[end])), alg, stepping)
     else
-        solve_unusual(ws, alg, keep, asked, jacobian, y0, (ts[1], ts[end]), stepping, watch)
+        solve_unusual(ws, alg, keep, asked, jacobian, y0, (0.0, ts[end]), stepping, watch, event)
     end
-    report[2] = last(sol.t)
+    report[2] = time_at(ws.clock, last(sol.t))
     report[3] = ws.nf
     report[4], report[5] = sol.stats.naccept, sol.stats.nreject
     report[6] = max(sol.stats.njacs, ws.njac)
     report[1] = write_rows!(at_address(ws.u, asked.out, n * length(ts)), n, sol, ts)
-    if !isempty(keep) || asked.nevents > 0
+    if event !== nothing
+        report[9], report[10] = event.element, time_at(ws.clock, event.before)
+    end
+    if !isempty(keep) || event !== nothing
         report[7] = keep!(Handle(sol, ws, asked.second_order != 0, jacobian, watch))
         report[8] = length(sol.t)
     end
@@ -131,7 +136,7 @@ ascending(ts) = all(i -> ts[i] < ts[i + 1], 1:(length(ts) - 1))
 
 "Times between the first and the last at which a state is saved; those two always are."
 function saved_times(keep, ts, ncheckpoints)
-    keep in ("dense", "steps") && return eltype(ts)[]
+    keep in ("dense", "steps") && return Float64[]
     between = ts[2:(end - 1)]
     if keep == "checkpoints" && ncheckpoints > 0
         others = range(ts[1], ts[end]; length = ncheckpoints + 2)[2:(end - 1)]
@@ -157,14 +162,16 @@ function solve_with(problem, alg, s::Stepping; kwargs...)
 end
 
 "Everything but the plain case: mass matrices, Jacobians, second-order systems, events, checkpoints."
-function solve_unusual(ws, alg, keep, asked, jacobian, y0, tspan, stepping, watch)
-    mass = asked.mass_at == 0 ? nothing : copy(at_address(ws.u, asked.mass_at, length(ws)))
-    # an adjoint solves from checkpoint to checkpoint with the problem's own keywords
+function solve_unusual(ws, alg, keep, asked, jacobian, y0, tspan, stepping, watch, event)
+    # an adjoint solves from checkpoint to checkpoint with the problem's own keywords, and with the
+    # numbers of states that were interpolated at Float64 times
     again = (;)
     if keep == "checkpoints"
+        y0 = Float64.(y0)
         again = (; callback = spy(watch), stepping.adaptive, stepping.maxiters)
         stepping.dt > 0 && (again = (; again..., stepping.dt))
     end
+    mass = asked.mass_at == 0 ? nothing : eltype(y0).(at_address(ws.u, asked.mass_at, length(ws)))
     problem, twin = problems(
         ws, y0, tspan; second_order = asked.second_order != 0, jacobian, mass, again...
     )
@@ -172,9 +179,7 @@ function solve_unusual(ws, alg, keep, asked, jacobian, y0, tspan, stepping, watc
     if mass !== nothing
         extra = (; initializealg = initialization_of(asked.brown != 0 ? "brown" : "check"))
     end
-    if asked.nevents > 0
-        extra = (; extra..., callback = watch_events(Event(ws, asked.nevents)))
-    end
+    event === nothing || (extra = (; extra..., callback = watch_events(event)))
     sol = solve_with(problem, alg, stepping; extra...)
     return asked.second_order != 0 ? setproperties(sol, (; prob = twin)) : sol
 end

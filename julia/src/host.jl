@@ -61,6 +61,7 @@ mutable struct Workspace{V <: AbstractVector, T}
     pending_f::Bool
     pending_at::Tuple{UInt, Float64}
     polls::Int
+    clock::Clock
     native::Union{Nothing, Native{T}}   # computes the field and its products instead of the host
     spare::Union{Nothing, Native{T}}    # what it was for the last solve
 end
@@ -68,7 +69,7 @@ end
 function Workspace(u::V, du::V, lam::V, gu::V, gp::V, jac::V, callbacks, status, nparams) where {V}
     return Workspace{V, eltype(V)}(
         u, du, lam, gu, gp, jac, callbacks, status, nparams,
-        0, 0, 0, 0, false, false, false, false, (UInt(0), 0.0), 0, nothing, nothing
+        0, 0, 0, 0, false, false, false, false, (UInt(0), 0.0), 0, Clock(), nothing, nothing
     )
 end
 
@@ -81,9 +82,9 @@ function reset!(ws::Workspace; fused::Bool = false)
     return ws
 end
 
-"One of the host's callbacks, or a tape in its place."
-@inline function call(ws::Workspace, which::Val{name}, t) where {name}
-    native = ws.native
+"One of the host's callbacks, or a tape in its place, at the host's time of a solver's."
+@inline function call(ws::Workspace, which::Val{name}, s) where {name}
+    native, t = ws.native, ws.clock(Float64(s))
     if native !== nothing && name in (:rhs, :vjp_u, :vjp_p, :vjp)
         evaluate!(native, ws, which, t)
         return poll(ws)
@@ -101,7 +102,7 @@ end
 @inline function call_host(ws::Workspace, f::Ptr{Cvoid}, t)
     unsafe_load(ws.status, 2) == 0 || throw(HostAbort())
     unsafe_store!(ws.status, Int32(0), 1)
-    ccall(f, Cvoid, (Cdouble,), Float64(t))
+    ccall(f, Cvoid, (Cdouble,), t)
     unsafe_load(ws.status, 1) == 1 || throw(HostAbort())
     return nothing
 end

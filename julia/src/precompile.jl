@@ -69,7 +69,7 @@ end
 "One solve with the stubs, as a host would ask for it; returns the number of the kept solution."
 function stub_solve(::Type{T}, id, method; keep = "dense", kwargs...) where {T}
     n = length(WORKSPACES[id])
-    y0, times, out, report = ones(T, n), [0.0, 0.5, 1.0], zeros(T, 3n), zeros(8)
+    y0, times, out, report = ones(T, n), [0.0, 0.5, 1.0], zeros(T, 3n), zeros(10)
     GC.@preserve y0 times out report begin
         request = Ref(
             Request(;
@@ -112,8 +112,10 @@ end
                 for method in ("Tsit5", "DP5"), keep in ("", "steps", "dense")
                     kept = stub_solve(T, id, method; keep)
                     if kept != 0
-                        times, rows = zeros(64), zeros(T, 2 * 64)
-                        GC.@preserve times rows steps!(kept, UInt(pointer(times)), UInt(pointer(rows)))
+                        times, passed, rows = zeros(64), zeros(64), zeros(T, 2 * 64)
+                        GC.@preserve times passed rows steps!(
+                            kept, (UInt(pointer(x)) for x in (times, passed, rows))...
+                        )
                         keep == "dense" && GC.@preserve times rows interpolate!(
                             kept, UInt(pointer(times)), 1, UInt(pointer(rows))
                         )

@@ -1,12 +1,12 @@
 # From a workspace to a SciML problem.
 
 "The function of the first-order system, with the host's products."
-function ode_function(ws::Workspace; jacobian::Bool = false, mass = nothing)
+function ode_function(ws::Workspace; jacobian::Bool = false, mass = nothing, like = ws.u)
     jacobian || mass !== nothing || return ode_function_plain(ws)
     products = (; vjp = HostVJP(ws), vjp_p = HostVJPp(ws))
     if jacobian
         n = length(ws)
-        prototype = fill!(similar(ws.u, n, n), 0)
+        prototype = fill!(similar(like, n, n), 0)
         products = (; products..., jac = HostJac(ws), jac_prototype = prototype)
     end
     if mass !== nothing
@@ -17,7 +17,7 @@ end
 
 # The parameters' values never leave the host: here they are a length and an element type. Gauss
 # needs at least one.
-token(ws::Workspace) = fill!(similar(ws.u, max(ws.nparams, 1)), 0)
+token(ws::Workspace, like = ws.u) = fill!(similar(like, max(ws.nparams, 1)), 0)
 
 "The acceleration v' = f(v, h) of a second-order system, the second half of the host's slope."
 struct Acceleration{W <: Workspace}
@@ -46,8 +46,8 @@ ode_function_plain(ws::Workspace) = ODEFunction{true, FullSpecialize}(
 
 "The problem that is solved, and its first-order twin that an adjoint reads."
 function problems(ws::Workspace, y0, tspan; second_order, jacobian, mass, kwargs...)
-    p = token(ws)
-    f = ode_function(ws; jacobian, mass)
+    p = token(ws, y0)
+    f = ode_function(ws; jacobian, mass, like = y0)
     if !second_order
         problem = ODEProblem{true}(f, y0, tspan, p; kwargs...)
         return problem, problem

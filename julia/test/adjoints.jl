@@ -49,12 +49,14 @@ end
 @testset "Float32 gradients" begin
     du0_true, dp_true = truth()
     loose = (; abstol = 1.0e-5, reltol = 1.0e-5)
-    for kind in ("gauss", "interpolating", "backsolve")
+    kinds = ("gauss", "interpolating", "quadrature", "backsolve")
+    for (kind, few) in ((kinds .=> (0, 0, 0, 1))..., "gauss" => 1, "interpolating" => 1)
         with_host(; T = Float32) do host
-            keep = kind == "backsolve" ? "checkpoints" : "dense"
-            _, _, forward = solved(host, "Tsit5", TIMES; T = Float32, keep, loose...)
+            keep = few == 1 ? "checkpoints" : "dense"
+            _, _, forward = solved(host, "Tsit5", TIMES; T = Float32, keep, ncheckpoints = 2, loose...)
             code, du0, dp, _ = differentiated(
-                Int(forward[7]), "Tsit5", kind, TIMES[2:end], COTANGENTS; T = Float32, loose...
+                Int(forward[7]), "Tsit5", kind, TIMES[2:end], COTANGENTS;
+                T = Float32, checkpointing = few, loose...
             )
             @test code == "Success" && eltype(du0) == eltype(dp) == Float32
             @test relative(du0, du0_true) < 1.0e-3 && relative(dp, dp_true) < 1.0e-3

@@ -100,7 +100,7 @@ address(x) = UInt(pointer(x))
 "Solve as a host does: (retcode, rows N x T, report)."
 function solved(host, method, times; T = Float64, u0 = START, keep = "", kwargs...)
     y0, ts = convert(Vector{T}, u0), collect(Float64, times)
-    out, report = fill(T(NaN), N * length(ts)), zeros(8)
+    out, report = fill(T(NaN), N * length(ts)), zeros(10)
     request = Ref(
         Request(;
             y0 = address(y0), times = address(ts), ntimes = length(ts), out = address(out),

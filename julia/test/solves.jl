@@ -34,8 +34,8 @@ end
 
 "Times of the steps of a solve."
 function steps_of(report)
-    ts, us = zeros(Int(report[8])), zeros(N * Int(report[8]))
-    GC.@preserve ts us steps!(Int(report[7]), address(ts), address(us))
+    ts, ss, us = zeros(Int(report[8])), zeros(Int(report[8])), zeros(N * Int(report[8]))
+    GC.@preserve ts ss us steps!(Int(report[7]), address(ts), address(ss), address(us))
     release!(Int(report[7]))
     return ts
 end
@@ -78,8 +78,8 @@ end
         GC.@preserve at out interpolate!(kept, address(at), 3, address(out))
         @test reshape(out, N, :) ≈ native(START, PARAMETERS, TIMES) rtol = 1.0e-7
         count = Int(report[8])
-        ts, us = zeros(count), zeros(N * count)
-        GC.@preserve ts us steps!(kept, address(ts), address(us))
+        ts, ss, us = zeros(count), zeros(count), zeros(N * count)
+        GC.@preserve ts ss us steps!(kept, address(ts), address(ss), address(us))
         @test issorted(ts) && ts[1] == 0 && ts[end] == 1
         @test us[1:N] == START && us[(end - N + 1):end] == rows[:, end]
         release!(kept)
@@ -94,14 +94,51 @@ end
     end
 end
 
+@testset "a clock" begin
+    clock = PyJuliaODE.Clock([1.0e3, 1.0e3 + 1], [1.0e3 + 0.3], [1.0e3 + 0.5], Float32)
+    @test PyJuliaODE.since(clock, 1.0e3 + 0.5) == 0.5
+    # known times come back exactly, also from within 100 roundings before them
+    s = (1.0e3 + 0.3) - 1.0e3
+    @test clock(0.0) == 1.0e3 && PyJuliaODE.time_at(clock, 1.0) == 1.0e3 + 1
+    @test clock(1.0) == 1.0e3 + 1
+    # of the last time's right side a solve knows nothing, where T resolves its span well
+    for T in (Float32, Float64)
+        @test PyJuliaODE.Clock([0.0, 1.0], Float64[], Float64[], T)(1.0) == prevfloat(T(1))
+    end
+    @test clock(s) == clock(s - 3eps(s)) == PyJuliaODE.time_at(clock, s) == 1.0e3 + 0.3
+    @test clock(0.25) == 1.0e3 + 0.25
+    # at a jump there are two, and its own is told to nobody's field
+    low, high = Float64(prevfloat(1.0f3 + 0.5f0)), Float64(nextfloat(1.0f3 + 0.5f0))
+    @test clock(0.5) == clock(prevfloat(0.5)) == low && clock(nextfloat(0.5)) == high
+    @test clock(0.49999) == low && clock(0.50001) == high
+    @test PyJuliaODE.time_at(clock, 0.5) == 1.0e3 + 0.5
+    clock.reverse = true
+    @test clock(0.5) == clock(nextfloat(0.5)) == high && clock(prevfloat(0.5)) == low
+    @test issorted(clock.(range(0, 1; length = 1001)))
+    @test PyJuliaODE.Clock()(0.3) == 0.3
+end
+
+@testset "steps near a late time" begin
+    for T in (Float32, Float64), at in (86_400.0, 1.7e9)
+        with_host(; T) do host
+            times = at .+ [0.0, 0.5, 1.0]
+            code, rows, report = solved(host, "RK4", times; T, adaptive = 0, dt = 2.0^-7)
+            @test code == "Success" && report[2] == times[end] && report[4] == 128
+            code, rows, report = solved(host, "Tsit5", times; T, abstol = 1.0e-5, reltol = 1.0e-5)
+            @test code == "Success" && report[4] > 1
+            @test rows ≈ native(START, PARAMETERS, times) rtol = 1.0e-3
+        end
+    end
+end
+
 @testset "events end a solve" begin
     EVENT_LEVEL[] = native(START, PARAMETERS, [0.0, 0.4, 1.0])[1, 2]
     with_host() do host
         code, rows, report = solved(host, "Tsit5", [0.0, 5.0]; keep = "dense", nevents = 1)
         @test code == "Terminated"
         @test report[2] ≈ 0.4 rtol = 1.0e-6
-        ts, us = zeros(Int(report[8])), zeros(N * Int(report[8]))
-        GC.@preserve ts us steps!(Int(report[7]), address(ts), address(us))
+        ts, ss, us = zeros(Int(report[8])), zeros(Int(report[8])), zeros(N * Int(report[8]))
+        GC.@preserve ts ss us steps!(Int(report[7]), address(ts), address(ss), address(us))
         @test us[end - N + 1] ≈ EVENT_LEVEL[] atol = 1.0e-8
         release!(Int(report[7]))
     end

@@ -5,6 +5,7 @@ Exact for the steps that were taken: memory is one state per step and the graph 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,7 @@ from ..adjoints.node import Gradients, Needs
 from ..errors import UnsupportedError
 from ..problem import Problem
 from ..rhs import RHS
-from .runge_kutta import GraphStepper, Sides, Step, state_at
+from .runge_kutta import GraphStepper, Sides, Step, nudge, state_at
 from .tableau import Tableau
 
 
@@ -28,6 +29,7 @@ class Steps:
         t: step boundaries (S + 1 of them).
         y: flat states at the first S of them.
         end: the state at the last boundary, where the last step is to be compared with it.
+        lengths: of the steps, where the boundaries are too coarse for their differences.
         linear: states between the boundaries are interpolated linearly.
     """
 
@@ -37,6 +39,7 @@ class Steps:
     sides: Sides
     linear: bool = False
     end: Tensor | None = None
+    lengths: Sequence[float] | None = None
 
 
 class Product(Protocol):
@@ -109,7 +112,7 @@ def replay(
                 clock = {} if t_leaf is None else clock_of(problem, t_leaf)
                 y = steps.y[i].detach().requires_grad_()
                 close = bool(inside) and not steps.linear
-                step = _repeat(rhs, steps, clock, t0, t1, y, close=close)
+                step = _repeat(rhs, steps, clock, i, y, close=close)
                 seen = seen or inspect(step.first, y, *inputs)
                 outputs = [step.y1]
                 outputs += [
@@ -127,7 +130,7 @@ def replay(
             off.append(_differs(y1.detach(), after))
         after = steps.y[i]
     if off and bool(torch.stack(off).any()):
-        raise refusal()
+        raise _refused(rhs, steps, torch.stack(off).tolist(), refusal)
     if product is not None:
         mine = [x for x, need in zip(product.totals, needs.tensors, strict=True) if need]
         totals[: len(mine)] = map(_add, totals, mine)
@@ -147,19 +150,52 @@ def _differs(again: Tensor, before: Tensor) -> Tensor:
     return (again - before).abs().amax() > torch.finfo(before.dtype).eps ** 0.6 * size
 
 
+def _refused(
+    rhs: RHS, steps: Steps, off: Sequence[bool], refusal: Callable[[], UnsupportedError]
+) -> UnsupportedError:
+    """The error for steps that come out otherwise, of which ``off`` tells, the last one first."""
+    i = len(off) - 1 - list(off).index(True)
+    if (at := _jump(rhs, steps.t[i : i + 2], steps.y[i])) is None:
+        return refusal()
+    return UnsupportedError(
+        f"a step, taken again, comes out otherwise: the field jumps at t = {at:.9g}, at the end of "
+        "a step, and which side of the jump a step has is decided by rounding: name the times of "
+        "such jumps in options={'jump_t': [...]}"
+    )
+
+
+def _apart(like: Tensor) -> float:
+    # rounding of one step is far below, and what dropout does far above
+    return torch.finfo(like.dtype).eps ** 0.5
+
+
+@torch.no_grad()
+def _jump(rhs: RHS, ends: Sequence[float], y: Tensor) -> float | None:
+    """One of the times at which the field, which gives the same value twice, jumps; or None."""
+    for t in ends:
+        here, again = rhs(t, y), rhs(t, y)
+        if not torch.equal(here, again):
+            return None
+        sides = [rhs(nudge(t, side, rhs.time_dtype), y) for side in (-math.inf, math.inf)]
+        size = 1.0 + float(here.abs().max())
+        if max(float((x - here).abs().max()) for x in sides) > _apart(y) * size:
+            return t
+    return None
+
+
 def _repeat(
     rhs: RHS,
     steps: Steps,
     clock: Mapping[float, Tensor],
-    t0: float,
-    t1: float,
+    i: int,
     y: Tensor,
     close: bool,
 ) -> Step:
     """One accepted step again, as autograd operations."""
+    t0, t1 = steps.t[i], steps.t[i + 1]
     stepper = GraphStepper(rhs, steps.tableau, clock)
     stepper.start(rhs(steps.sides.after(t0, t1, clock), y))
-    h = stepper.span(t0, t1, t1 - t0)
+    h = stepper.span(t0, t1, t1 - t0 if steps.lengths is None else steps.lengths[i])
     y1 = stepper.trial(t0, t1, h, y, steps.sides.before(t0, t1, clock), close=close)
     return Step(stepper, t0, t1, h, y, y1)
 

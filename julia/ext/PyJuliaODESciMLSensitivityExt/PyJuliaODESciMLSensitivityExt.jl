@@ -2,7 +2,8 @@ module PyJuliaODESciMLSensitivityExt
 
 using LinearAlgebra: Diagonal
 using PyJuliaODE: PyJuliaODE, AdjointRequest, Cotangent, Handle, QUIET, Watch, ascending,
-    at_address, failure, float64s, gather!, initialization_of, ode_function, reset!, setproperties, spy
+    at_address, failure, float64s, gather!, initialization_of, met, ode_function, reset!, setproperties,
+    since, spy, time_at
 using PrecompileTools: @compile_workload, @setup_workload
 using SciMLBase: CallbackSet
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
@@ -38,7 +39,8 @@ function PyJuliaODE.run_adjoint(
     ws = handle.workspace
     T, n = eltype(ws), length(ws)
     fill!(report, 0)
-    ts = convert(Vector{T}, float64s(asked.times, asked.ntimes))
+    clock = ws.clock
+    ts = since.(Ref(clock), float64s(asked.times, asked.ntimes))
     # unsorted times give wrong gradients, repeated ones count as events
     ascending(ts) || throw(ArgumentError("times must ascend strictly, got $ts"))
     rows = at_address(ws.u, asked.cotangents, n * asked.ntimes)
@@ -60,17 +62,18 @@ function PyJuliaODE.run_adjoint(
     again.failed = nothing
     abstol, reltol = T(asked.abstol), T(asked.reltol)
     options = (; abstol, reltol, asked.maxiters, adaptive = asked.adaptive != 0)
-    asked.dt > 0 && (options = (; options..., dt = T(asked.dt)))
+    asked.dt > 0 && (options = (; options..., asked.dt))
     if kind != "quadrature"
         options = (; options..., checkpoints = sol.t)
     end
-    jumps = convert(Vector{T}, float64s(asked.jumps, asked.njumps))
+    jumps = met(clock, float64s(asked.jumps, asked.njumps))
     isempty(jumps) || (options = (; options..., d_discontinuities = jumps))
     mass = sol.prob.f.mass_matrix
     if mass isa AbstractMatrix
         options = (; options..., initializealg = initialization_of("brown"))
     end
     local du0, dp
+    clock.reverse = true
     try
         # by invokelatest, so that nothing is inferred of it here: see gradient_of
         du0, dp = invokelatest(
@@ -78,8 +81,9 @@ function PyJuliaODE.run_adjoint(
             ts, Cotangent(rows, n, handle.swapped, row), CallbackSet(spy(watch)), options
         )
     finally
+        clock.reverse = false
         ws.swapped = false
-        watch.current === nothing || report_steps!(report, watch.current)
+        watch.current === nothing || report_steps!(report, watch.current, clock)
         again.current = nothing
         report_work!(report, ws)
         ws.fused = ws.pending_f = ws.pending_p = false
@@ -88,7 +92,7 @@ function PyJuliaODE.run_adjoint(
     for watched in (watch, again)
         failed = failure(watched)
         if failed !== nothing
-            report[8] = failed[2]
+            report[8] = time_at(clock, failed[2])
             return failed[1]
         end
     end
@@ -118,9 +122,9 @@ function report_work!(report, ws)
     return report
 end
 
-function report_steps!(report, integrator)
+function report_steps!(report, integrator, clock)
     report[5], report[6] = integrator.stats.naccept, integrator.stats.nreject
-    report[8] = integrator.t
+    report[8] = time_at(clock, integrator.t)
     return report
 end
 

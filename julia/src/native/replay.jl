@@ -35,7 +35,7 @@ function replay!(
     numbers = copy(at_address(Float64[], tableau, 2stages + stages^2 + stages * degree))
     return run_replay!(
         ws, handle.solution.t, handle.solution.u, Tableau(stages, degree, numbers),
-        convert(Vector{eltype(ws)}, float64s(times, ntimes)),
+        since.(Ref(ws.clock), float64s(times, ntimes)),
         at_address(ws.u, cotangents, n * ntimes), at_address(ws.u, du0, n),
         at_address(ws.u, dp, max(ws.nparams, 1))
     )
@@ -91,7 +91,7 @@ function replay_block!(ws, native::Native{T}, work, ts, us, tableau, s, times, r
             for j in 1:(i - 1)
                 axpy_at!(stage.A, T(h * tableau.a[i, j]), k[j], nf)
             end
-            set_time!(native, t + tableau.c[i] * h)
+            set_time!(native, ws.clock(t + tableau.c[i] * h))
             for op in tape.ops
                 forward!(op, tape.table, stage)
             end
@@ -118,7 +118,7 @@ function replay_block!(ws, native::Native{T}, work, ts, us, tableau, s, times, r
         end
         for i in s:-1:1
             stage = stage_arena(work, m, i, cells)
-            set_time!(native, t + tableau.c[i] * h)     # scalars are shared by the stages
+            set_time!(native, ws.clock(t + tableau.c[i] * h))     # scalars are shared by the stages
             native.backwards && negate!(dk[i])
             result_back!(pointer(dk[i]), tape, stage, true)
             for op in Iterators.reverse(tape.ops)

@@ -22,7 +22,7 @@ from ...solution import Retcode, SolveStats
 from ..replay import Steps, replay
 from ..runge_kutta import Sides
 from ..tableau import Tableau
-from .forward import Forward, Kept, accepted_steps, run_forward
+from .forward import Forward, Kept, accepted_steps, held_until, run_forward
 from .native.field import NativeField, NativeUnchanged
 from .plan import Plan, advice
 from .requests import AdjointReport, AdjointRequest, address, doubles
@@ -82,14 +82,20 @@ class Replay(JuliaWay):
         land = needs_t or self.tableau.dense is None
         inside = len(problem.times) > 2 and not land
         done = self._solved("dense" if inside or self.keep_dense else "steps", land)
-        step_t, step_y = accepted_steps(self.runtime, done.kept, problem)
-        done.step_t = step_t
+        taken = accepted_steps(self.runtime, done.kept, problem)
+        done.step_t = taken.t
         # steps of a failed solve beyond the last row carry nothing
-        last = problem.times[done.rows.shape[0] - 1]
-        n = sum(abs(x - step_t[0]) < abs(last - step_t[0]) for x in step_t)
-        sides = Sides(problem.time_dtype, frozenset(plan.jumps))
-        end = step_y[n] if n < len(step_y) else None
-        self.steps = Steps(self.tableau, step_t[: n + 1], step_y[:n], sides, end=end)
+        last = abs(problem.times[done.rows.shape[0] - 1] - problem.times[0])
+        n = sum(s < last for s in taken.since)
+        lengths = taken.lengths(None if plan.adaptive else plan.dt)[:n]
+        self.steps = Steps(
+            self.tableau,
+            taken.t[: n + 1],
+            taken.y[:n],
+            Sides(problem.time_dtype, frozenset((*plan.jumps, *held_until(problem.times)))),
+            end=taken.y[n] if n < len(taken.y) else None,
+            lengths=[done.kept.sign * h for h in lengths],
+        )
         if not self.keep_dense:
             done.kept = None
         return done.rows
@@ -191,7 +197,6 @@ class ContinuousInJulia(JuliaWay):
         if not plan.adaptive:
             request.dt = plan.dt or abs(problem.times[-1] - problem.times[0])
         if plan.jumps:
-            workspace.take_sides(plan.jumps, forward=False)
             jumps_c = doubles([kept.sign * t for t in plan.jumps])
             request.jumps, request.njumps = address(jumps_c), len(jumps_c)
         request.checkpointing = plan.checkpoints is not None or plan.adjoint == "backsolve"

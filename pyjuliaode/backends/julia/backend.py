@@ -225,9 +225,7 @@ def _result(
     stats.retcode = done.retcode
     dense = None
     if keep_dense:
-        # of float32 solves the time that was reached is a rounded one
-        end = problem.times[-1] if done.retcode.successful else done.reached
-        make = partial(KeptDense, runtime, done.kept, problem, end)
+        make = partial(KeptDense, runtime, done.kept, problem, done.reached)
         dense = UserDense(make, problem.structure, portable=False)
     return Result(y, stats, done.retcode, done.message, done.step_t, dense)
 
@@ -261,8 +259,8 @@ def _run_to_event(
     t, y, n, since = done.reached, None, done.rows.shape[0], None
     upto = problem.up_to(t) if ended else problem
     if ended:
-        step_t, states = accepted_steps(runtime, done.kept, problem)
-        since, y = step_t[-2], states[-1].clone()
+        taken = accepted_steps(runtime, done.kept, problem)
+        since, y = taken.t[-2], taken.y[-1].clone()
     if gradient and t != problem.times[0]:
         nfe, stats.retcode = stats.nfe_forward, Retcode.SUCCESS
         stats.nfe_forward = 0
@@ -275,9 +273,7 @@ def _run_to_event(
         rows = done.rows[: min(n, len(upto.times) - 1)]
         result = Result(_shaped(problem, torch.cat([rows, y[None]])), stats)
     result.retcode = stats.retcode = done.retcode
-    with torch.no_grad():
-        nearest = event_value(event_fn(time_of(t), unpack(y.detach()))).abs().argmin()
-    result.event = Event(t, y, int(nearest), before=t, since=since)
+    result.event = Event(t, y, done.element, done.before, since)
     return result
 
 

@@ -50,6 +50,7 @@ class Forward:
         reached: the user's time that was reached.
         step_t: times of the accepted steps, where they were asked for.
         witnesses: the field as it was called at first and at last, but for native runs.
+        element: of the event functions, which ended the solve; before: a time just before that.
     """
 
     rows: Tensor
@@ -59,6 +60,8 @@ class Forward:
     kept: Kept | None = None
     step_t: list[float] = field(default_factory=list)
     witnesses: list[Witness] = field(default_factory=list)
+    element: int = -1
+    before: float = math.nan
 
 
 def run_forward(
@@ -82,8 +85,7 @@ def run_forward(
     times = problem.times
     sign = 1.0 if times[-1] >= times[0] else -1.0
     ours = times if sign > 0 else [-t for t in times]
-    if y0.dtype != torch.float64:
-        _check_resolution(ours, y0.dtype)
+    _check_resolution(times, plan)
     rows = torch.empty(len(times), y0.numel(), dtype=y0.dtype, device=y0.device)
     jacobian = plan.method.implicit and plan.jacobian
     times_c = doubles(ours)
@@ -99,8 +101,6 @@ def run_forward(
         request.backwards = sign < 0
     workspace = acquire(runtime, problem, jacobian, params=adjoint)
     rhs = workspace.bind(problem, sign, event_fn, plan.method.nystrom)
-    if plan.jumps:
-        workspace.take_sides(plan.jumps, forward=True)
     try:
         with workspace.calling():
             code = runtime.solve(
@@ -125,7 +125,9 @@ def run_forward(
             f"{stats.n_accepted} accepted and {stats.n_rejected} rejected steps. "
             f"{advice(retcode, plan)}"
         )
-    return Forward(rows[: int(report.rows)], retcode, reached, message, kept, witnesses=seen)
+    done = Forward(rows[: int(report.rows)], retcode, reached, message, kept, witnesses=seen)
+    done.element, done.before = int(report.element) - 1, sign * report.before
+    return done
 
 
 def _fill(
@@ -171,32 +173,58 @@ def _most_steps(plan: Plan, times: list[float]) -> int:
     return max(plan.max_steps, inside + len(times) + len(plan.stops) + len(plan.jumps) + 1)
 
 
-def _rounded(times: list[float], dtype: torch.dtype) -> Tensor:
-    return torch.tensor(times, dtype=torch.float64, device="cpu").to(dtype)
-
-
-def _check_resolution(times: list[float], dtype: torch.dtype) -> None:
-    """Julia's time has the dtype of the state: times must stay apart in it."""
-    if not bool((_rounded(times, dtype).diff() > 0).all()):
+def _check_resolution(times: list[float], plan: Plan) -> None:
+    """Julia solves in the time since the first, in float64: times must stay apart in it, and steps
+    of a fixed size in the user's.
+    """
+    since = [abs(t - times[0]) for t in times]
+    for i in range(len(times) - 1):
+        if since[i] == since[i + 1]:
+            raise InvalidArgumentError(
+                f"t[{i}] and t[{i + 1}] are {abs(times[i + 1] - times[i]):.2g} apart, and the same "
+                f"in the time since t[0] = {times[0]:g}, in which Julia solves: start nearer to "
+                "them, or leave one out"
+            )
+    latest = max(abs(t) for t in (times[0], times[-1]) if math.isfinite(t))
+    if not plan.adaptive and plan.dt is not None and plan.dt < 2 * math.ulp(latest):
         raise InvalidArgumentError(
-            f"two of the times are the same number in {dtype}, the dtype of y0: use a float64 "
-            "state, or times further apart"
+            f"step_size (dt) = {plan.dt:g} is below the resolution of time at t = {latest:.10g}, "
+            f"{math.ulp(latest):.1g}: take larger steps, or count the time from the start"
         )
 
 
-def accepted_steps(runtime: Runtime, kept: Kept, problem: Problem) -> tuple[list[float], Tensor]:
-    """The user's times of the accepted steps, and the states there (S + 1, N)."""
+def held_until(times: list[float]) -> tuple[float, ...]:
+    """The last time, where Julia sees it from the side of the solve; see PyJuliaODE.Clock."""
+    return tuple(times[-1:]) if abs(times[-1]) <= 4 * abs(times[-1] - times[0]) else ()
+
+
+@dataclass
+class Accepted:
+    """The accepted steps of a solve.
+
+    Attributes:
+        t: the user's times between them (S + 1); y: the states there (S + 1, N).
+        since: the same since the first: at late times t is too coarse for their differences.
+    """
+
+    t: list[float]
+    since: list[float]
+    y: Tensor
+
+    def lengths(self, dt: float | None) -> list[float]:
+        """Of the steps; ``dt`` where they differ from it by the rounding of their ends alone."""
+        pairs = list(zip(self.since, self.since[1:], strict=False))
+        return [dt if dt is not None and a + dt == b else b - a for a, b in pairs]
+
+
+def accepted_steps(runtime: Runtime, kept: Kept, problem: Problem) -> Accepted:
+    """The accepted steps of a solution that Julia keeps."""
     y0 = problem.y0
-    times = torch.empty(kept.steps, dtype=torch.float64, device="cpu")
+    times, since = torch.empty(2, kept.steps, dtype=torch.float64, device="cpu").unbind()
     states = torch.empty(kept.steps, y0.numel(), dtype=y0.dtype, device=y0.device)
     with runtime.errors():
-        runtime.steps(kept.number, times.data_ptr(), states.data_ptr())
-    at = times.mul_(kept.sign).tolist()
-    if y0.dtype != torch.float64:  # Julia's time was rounded: the requested ones as they were
-        rounded = _rounded(problem.times, y0.dtype).tolist()
-        exact = dict(zip(rounded, problem.times, strict=True))
-        at = [exact.get(t, t) for t in at]
-    return at, states
+        runtime.steps(kept.number, times.data_ptr(), since.data_ptr(), states.data_ptr())
+    return Accepted(times.mul_(kept.sign).tolist(), since.tolist(), states)
 
 
 class KeptDense:

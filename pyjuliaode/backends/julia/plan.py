@@ -185,12 +185,7 @@ def _adjoint(problem: Problem, solver: Solver, method: Method) -> tuple[str, Met
         )
     if adjoint.method is None:
         return adjoint.name, _backward(method)
-    chosen = find(adjoint.method)
-    if chosen.kind == "bdf" and adjoint.name == "gauss":
-        raise UnsupportedError(
-            f"adjoint 'gauss' integrates with too few nodes for adjoint_method={adjoint.method!r}; "
-            "use 'Rodas5P', or adjoint='interpolating'"
-        )
+    chosen = _chosen(problem, adjoint.method, adjoint.name)
     adaptive = not method.fixed and solver.option("step_size") is None
     if adaptive and not chosen.estimates:
         raise UnsupportedError(
@@ -198,6 +193,28 @@ def _adjoint(problem: Problem, solver: Solver, method: Method) -> tuple[str, Met
             "solve with fixed steps"
         )
     return adjoint.name, chosen
+
+
+def _chosen(problem: Problem, name: str, adjoint: str) -> Method:
+    """The method of the backward solve that was asked for, where it can serve."""
+    method, why = find(name), None
+    if method.kind == "nystrom":
+        why = "solves h'' = f(t, h, h'), which an adjoint equation is not; use 'Tsit5'"
+    elif problem.mass is not None and method.kind not in ("implicit", "bdf"):
+        why = "takes no mass matrix; use 'Rodas5P'"
+    elif method.kind == "hermite" and adjoint in ("gauss", "quadrature"):
+        why = (
+            f"has no interpolant of its order, which the quadrature of adjoint {adjoint!r} reads; "
+            "use 'Tsit5', or adjoint='interpolating'"
+        )
+    elif method.kind == "bdf" and adjoint == "gauss":
+        why = (
+            "has too few nodes for the quadrature of adjoint 'gauss'; use 'Rodas5P', or "
+            "adjoint='interpolating'"
+        )
+    if why is not None:
+        raise UnsupportedError(f"adjoint_method={name!r} {why}")
+    return method
 
 
 def _backward(method: Method) -> Method:

@@ -67,7 +67,7 @@ class Report(ctypes.Structure):
         (name, _NUMBER)
         for name in (
             *("rows", "reached", "nf", "accepted", "rejected", "jacobians"),
-            *("handle", "steps"),
+            *("handle", "steps", "element", "before"),
         )
     )
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ...adjoints.checks import Witness
 from ...errors import UnsupportedError
 from ...problem import Problem
 from ...rhs import RHS
+from ..base import event_value
 from .runtime import Runtime, translated
 
 CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_double)
@@ -79,7 +79,6 @@ class Workspace:
         self._nystrom = nystrom
         self.rhs, self.sign, self._event_fn = RHS(problem), sign, event_fn
         self.error = self._first = self._last = None
-        self._sides: dict[float, float] = {}
         self._write = self._gp = None
         return self.rhs
 
@@ -94,18 +93,6 @@ class Workspace:
         if self._last is not None:
             found.append((self._last, self.u.clone(), self.du * self.sign))
         return found
-
-    def take_sides(self, jumps: Sequence[float], forward: bool) -> None:
-        """Field discontinuities, in the user's time. Where Julia asks at one, it means the side
-        that the solve comes from; after it, it asks at the number next to it.
-        """
-        at = torch.tensor(jumps, dtype=torch.float64, device="cpu").to(self.u.dtype) * self.sign
-        beside = torch.nextafter(at, torch.full_like(at, -math.inf if forward else math.inf))
-        self._sides = dict(zip(at.tolist(), (beside * self.sign).tolist(), strict=True))
-
-    def _time(self, t: float) -> float:
-        """The user's time of Julia's."""
-        return self._sides.get(t, self.sign * t)
 
     def unbind(self) -> None:
         """Let go of the user's module; in any thread."""
@@ -129,7 +116,7 @@ class Workspace:
     def _rhs(self, t: float) -> None:
         if self._write is None:
             self._write = self.rhs.writer(self.rhs.destinations(self.du.unsqueeze(0))[0], self.u)
-        at = self._time(t) if self._sides else self.sign * t
+        at = self.sign * t
         self._write(at)
         if self._first is None:
             self._first = (at, self.u.clone(), self.du.clone())
@@ -143,28 +130,28 @@ class Workspace:
             self.du.neg_()
 
     def _vjp_u(self, t: float) -> None:
-        _, gu, _ = self.rhs.vjp(self._time(t), self.u.clone(), self.lam, params=False)
+        _, gu, _ = self.rhs.vjp(self.sign * t, self.u.clone(), self.lam, params=False)
         self._put(self.gu, gu)
 
     def _vjp_p(self, t: float) -> None:
-        _, _, gp = self.rhs.vjp(self._time(t), self.u.clone(), self.lam, state=False)
+        _, _, gp = self.rhs.vjp(self.sign * t, self.u.clone(), self.lam, state=False)
         self._put_params(gp)
 
     def _vjp(self, t: float) -> None:
-        du, gu, gp = self.rhs.vjp(self._time(t), self.u.clone(), self.lam)
+        du, gu, gp = self.rhs.vjp(self.sign * t, self.u.clone(), self.lam)
         torch.mul(du, self.sign, out=self.du)
         self._put(self.gu, gu)
         self._put_params(gp)
 
     def _jacobian(self, t: float) -> None:
         self._last = None  # the vectors hold other states from now on
-        jacobian = self.rhs.jacobian(self._time(t), self.u.clone())
+        jacobian = self.rhs.jacobian(self.sign * t, self.u.clone())
         self.jac.view_as(jacobian).copy_(jacobian.t()).mul_(self.sign)  # column-major there
 
     def _event(self, t: float) -> None:
         self._last = None
         t, rhs = self.rhs.time(self.sign * t), self.rhs
-        values = self._event_fn(t, rhs.structure.unpack(self.u.clone())).reshape(-1)
+        values = event_value(self._event_fn(t, rhs.structure.unpack(self.u.clone())))
         self.gu[: values.numel()].copy_(values)
 
     def _poll(self, _: float) -> None:
@@ -192,24 +179,38 @@ class Workspace:
         if self.sign < 0:
             self.gp.neg_()
 
-    @contextmanager
-    def calling(self) -> Iterator[None]:
+    def calling(self) -> _Calling:
         """Around a call of Julia: what the user's module raised comes out as itself."""
-        self.error = None
-        try:
-            with torch.no_grad():
-                yield
-        except self.runtime.error_type as error:
-            if self.error is not None:
-                raise self.error.with_traceback(self.error.__traceback__) from None
-            if "HostAbort" in str(error):
-                # an interrupt can arrive in a callback before it is able to keep it
-                raise KeyboardInterrupt from None
+        return _Calling(self)
+
+
+class _Calling:
+    # no generator, which turns a StopIteration of the user's into another error
+
+    def __init__(self, workspace: Workspace):
+        self.workspace, self.no_grad = workspace, torch.no_grad()
+
+    def __enter__(self) -> None:
+        self.workspace.error = None
+        self.no_grad.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.no_grad.__exit__(kind, error, traceback)
+        kept, self.workspace.error = self.workspace.error, None
+        of_julia = isinstance(error, self.workspace.runtime.error_type)
+        # without an error it came between the report of success and the callback's end
+        if kept is not None and (error is None or of_julia):
+            raise kept from None
+        if of_julia and "HostAbort" in str(error):
+            # an interrupt can arrive in a callback before it is able to keep it
+            raise KeyboardInterrupt from None
+        if of_julia:
             raise translated(error) from error
-        finally:
-            kept, self.error = self.error, None
-        if kept is not None:  # it came between the report of success and the callback's end
-            raise kept
 
 
 _idle: list[Workspace] = []  # the one used last at the end

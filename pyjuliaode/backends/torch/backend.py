@@ -17,7 +17,7 @@ from ...adjoints import Adjoint, Auto, Continuous, Direct
 from ...adjoints.checks import unlisted_leaves, warn_of_lost_gradients
 from ...adjoints.node import differentiated
 from ...autocast import AutocastField, unwrapped
-from ...errors import InvalidArgumentError, UnsupportedError
+from ...errors import InvalidArgumentError, StopIterationPasses, UnsupportedError
 from ...graph import saved_bytes
 from ...problem import HALF, Problem
 from ...refusal import batched, refuse_transforms, transforms_active
@@ -87,6 +87,7 @@ class TorchBackend:
             "method='Rodas5P', 'FBDF' or 'RadauIIA5', or eliminate the algebraic variables"
         )
 
+    @StopIterationPasses()
     def solve(
         self,
         problem: Problem,

@@ -26,7 +26,7 @@ from ...adjoints import Continuous
 from ...adjoints.checks import Unchanged, warn_of_lost_gradients
 from ...adjoints.node import Gradients, Needs, Way
 from ...autocast import unwrapped
-from ...errors import solver_error
+from ...errors import StopIterationPasses, solver_error
 from ...problem import Problem
 from ...rhs import RHS, Time
 from ...solution import SolveStats
@@ -234,6 +234,7 @@ class _Sweep:
             lam, self.needs.spread(totals), nfe=rhs.n_vjp + rhs.nfe, alongside=rhs.alongside
         )
 
+    @StopIterationPasses()
     def _interval(self, t1: float, t0: float, i: int, lam: Tensor) -> Tensor:
         z = self._pack(self.rows[i], lam) if self.has_y else self._pack(lam, lam)
         self.steps_taken.n_accepted = self.steps_taken.n_rejected = 0  # max_steps an interval
