@@ -57,6 +57,7 @@ def compiled(module):
     return torch.compile(module, backend="eager")
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's compiler
 @pytest.mark.parametrize("batch", [2, 3])
 def test_a_compiled_dynamics_is_one(batch):
     dynamics, x = pjo.HBNODE(nn.Linear(3, 3)), torch.randn(batch, 3)
@@ -95,6 +96,7 @@ def test_the_mass_matrix_of_a_compiled_system_is_not_lost():
         pjo.solve(compiled(dae), Y0, [0.0, 1.0], pjo.Solver("dopri5", backend="torch"))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's compiler
 def test_the_callbacks_of_a_compiled_module_are_called():
     class Told(Linear):
         steps = 0

@@ -533,7 +533,8 @@ def multiply_adds(model, x):
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             module.register_forward_hook(count)
-    model(x)
+    with torch.no_grad():
+        model(x)
     return max(seen)
 
 

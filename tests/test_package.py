@@ -90,6 +90,7 @@ PARTS = {
     ),
     **dict.fromkeys(("_eager", "_install", "_juliacall", "_torch"), "foundation"),
     **dict.fromkeys(("arguments", "memory", "progress", "signature"), "foundation"),
+    **dict.fromkeys(("adjoints", "args", "autocast", "batching"), "foundation"),
     "backends": "backends",
     "dynamics": "dynamics",
     **dict.fromkeys(("api", "event"), "api"),

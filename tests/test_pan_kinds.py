@@ -405,6 +405,7 @@ def test_tolerances_below_rounding_end_where_rounding_does():
         assert sol.stats.n_accepted < 50
 
 
+@pytest.mark.filterwarnings("ignore::pyjuliaode.AccuracyWarning")
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 @pytest.mark.parametrize("t0", [1e3, 1e6])
 def test_far_times_in_single_precision(t0, adjoint):

@@ -131,7 +131,7 @@ _HELD = ("_parameters", "_buffers", "_modules")
 def _state(part: nn.Module) -> list[Any]:
     """Identities of what a module holds, and what tells that its tensors were written to."""
     own = vars(part)
-    held = [own[name].values() for name in _HELD]
+    held = [_of(own, name).values() for name in _HELD]
     tensors = [x for values in held[:2] for x in values if x is not None]
     return [
         *(tuple(map(id, values)) for values in (own.values(), *held)),
@@ -142,14 +142,19 @@ def _state(part: nn.Module) -> list[Any]:
 def _named(part: nn.Module, before: list[Any]) -> Iterator[tuple[str, str]]:
     """Names of what differs from a state of a module."""
     own, now = vars(part), _state(part)
-    for held, old, new in zip((own, *(own[n] for n in _HELD)), before, now, strict=False):
+    for held, old, new in zip((own, *(_of(own, n) for n in _HELD)), before, now, strict=False):
         for name, a, b in zip_longest(held, old, new):
             if a != b:
                 yield str(name), " was replaced" if name != "training" else " was switched"
-    tensors = [name for held in _HELD[:2] for name, x in own[held].items() if x is not None]
+    tensors = [n for held in _HELD[:2] for n, x in _of(own, held).items() if x is not None]
     for name, a, b in zip_longest(tensors, before[-1], now[-1]):
         if a != b:
             yield str(name), " was written to"
+
+
+def _of(own: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a module holds of one kind; one of TorchScript holds it elsewhere."""
+    return own.get(name) or {}
 
 
 def _version(x: Tensor) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._torch import opaque
 from ..errors import InvalidArgumentError, unknown_name
 from ..problem import parameters_of
 from ..refusal import refuse_transforms
@@ -121,6 +122,13 @@ class MomentumNet(nn.Module):
         if self.mode == "backprop" or not self._differentiates(x, v, args, kwargs):
             return self._plain(x, v, args, kwargs)
         refuse_transforms("a MomentumNet in mode 'reversible'", reversible.BACKPROP)
+        return self._reversible(x, v, args, kwargs)
+
+    @opaque(
+        "a reversible network reads numbers from its state in every layer, so it is not traced. "
+        "Leave out fullgraph=True, or use mode='backprop'"
+    )
+    def _reversible(self, x: Tensor, v: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
         return reversible.run(self._task(args, kwargs), x, v)
 
     @torch.no_grad()

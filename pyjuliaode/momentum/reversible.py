@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from .._torch import opaque
 from ..errors import SolverError, UnsupportedError
 from ..refusal import once_only
 from ..solution import Retcode
@@ -91,10 +90,6 @@ class Task:
         return residual(self.functions[k], k, self.skip_inside, x, args, kwargs, within)
 
 
-@opaque(
-    "a reversible network reads numbers from its state in every layer, so it is not traced. Leave "
-    "out fullgraph=True, or use mode='backprop'"
-)
 def run(task: Task, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """x and v after the last layer, with gradients to x, v, the arguments and the parameters.
 

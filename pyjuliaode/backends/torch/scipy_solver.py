@@ -87,6 +87,8 @@ class ScipyStep:
     def landing(self, t: float) -> Tensor:
         return self.interpolate(t)
 
+    afresh = landing  # SciPy's steps cannot be taken to another time
+
     def polynomial(self) -> Tensor:
         """Coefficients (N, degree) of y(θ) = y0 + Σ_j q_j θ^(j+1), through y0, y1 and states."""
         powers = torch.arange(1, self._degree + 1, dtype=torch.float64, device="cpu")
