@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -35,15 +36,19 @@ def saved_bytes(root: Tensor, origin: Tensor) -> int:
     """
     seen, total = set(), 0
     for node in nodes(root, origin):
-        for name in dir(node):
-            if not name.startswith("_saved_"):
-                continue
-            value = getattr(node, name)
+        for name in _saved_by(type(node)):
+            value = getattr(node, name, None)
             for x in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(x, Tensor) and not x.is_leaf and memory(x) not in seen:
                     seen.add(memory(x))
                     total += x.nbytes
     return total
+
+
+@cache
+def _saved_by(kind: type) -> tuple[str, ...]:
+    """Names under which nodes of a kind keep tensors; to list them takes long."""
+    return tuple(name for name in dir(kind) if name.startswith("_saved_"))
 
 
 def memory(x: Tensor) -> int:

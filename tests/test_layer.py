@@ -223,7 +223,7 @@ def test_the_host_waits_for_the_device_at_most_once_in_a_step(adjoint):
     """Counts reads of a tensor's value on the host: one a step, and four to choose the first.
 
     Backward: one a step of the adjoint's own, and three: the size of the gradient in two norms, and
-    whether the field is what it was.
+    whether the field is what it was; by backsolve also whether the state is.
     """
     reads = 0
 
@@ -246,7 +246,7 @@ def test_the_host_waits_for_the_device_at_most_once_in_a_step(adjoint):
         reads = 0
         s.y[-1].square().sum().backward()
     steps_back = {"direct": 0, "replay": 0}.get(adjoint, s.stats.nfe_backward // 6)
-    assert reads <= steps_back + 6
+    assert reads <= steps_back + 6 + (adjoint == "backsolve")
 
 
 def test_per_sample_gradients_are_finite_in_float32():

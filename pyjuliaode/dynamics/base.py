@@ -132,9 +132,8 @@ class Dynamics(nn.Module):
                 f"with initial_state(h0), or let NeuralODE({name}(field), t)(h0) do so"
             )
         if y0.ndim == 2 and k > 1 and not hasattr(y0, _MADE):
-            what = "one vector" if y0.ndim == 2 else f"h of shape {tuple(y0.shape[1:])}"
             warn(
-                f"y0 of shape {tuple(y0.shape)} is taken as the {k} components of {what}, "
+                f"y0 of shape {tuple(y0.shape)} is taken as the {k} components of one vector, "
                 f"which {name} stacks in dimension 0, not as a batch of {k}: make states with "
                 "initial_state(h0)"
             )

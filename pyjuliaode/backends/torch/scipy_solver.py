@@ -119,7 +119,7 @@ class ScipyStream:
         callbacks: Callbacks | None = None,
     ):
         try:
-            from scipy import integrate
+            import scipy.integrate
         except ImportError as error:
             raise UnsupportedError(
                 f"method='scipy_solver' needs SciPy: {install_command('experiments')}"
@@ -130,7 +130,7 @@ class ScipyStream:
         self.name = options.get("solver", "RK45")
         if self.name not in _SOLVERS:
             raise unknown_name("solver of SciPy", self.name, tuple(_SOLVERS))
-        self.solver = getattr(integrate, self.name)
+        self.solver = getattr(scipy.integrate, self.name)
         names = ("min_step", "max_step", "first_step")
         self.options = {k: options[k] for k in names if options.get(k) is not None}
         self.options["rtol"] = rtol
