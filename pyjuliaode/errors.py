@@ -87,7 +87,7 @@ class AccuracyWarning(UserWarning):
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """A warning that points at the line of the caller outside this package."""
     level, frame = 1, sys._getframe()
-    inside = (f"{__package__}.", "torch.")
+    inside = (f"{__package__}.", "torch.", "contextlib")
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(inside):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)

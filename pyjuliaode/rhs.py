@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,17 +41,15 @@ class RHS:
         self._failures = 0  # of batching, one after another
         self.time_dtype = problem.time_dtype
         self.device = problem.y0.device
-        self._args, self._own = problem.args.values, problem.tensors
+        self._args, self._needs = problem.args.values, needs
+        self._own: dict[int, Tensor] = {}  # leaves in place of tensors among ``args``
         if backward and problem.args.places:
             params = {id(p) for p in problem.params}
-            own = {
+            self._own = {
                 id(x): x if id(x) in params else x.detach().requires_grad_()
                 for x in problem.args.tensors
             }
-            self._args = problem.args.with_tensors(tuple(own.values()))
-            self._own = tuple(own.get(id(x), x) for x in problem.tensors)
-        if needs is not None:
-            self._own = tuple(x for x, need in zip(self._own, needs, strict=True) if need)
+            self._args = problem.args.with_tensors(tuple(self._own.values()))
         # a tensor state is unpacked by one view; None: a tuple, which its structure unpacks
         self._shape = None if problem.structure.is_tuple else problem.structure.shapes[0]
         self.nfe = 0
@@ -62,9 +61,12 @@ class RHS:
         self._checked = False
         self._fit: Callable[[Any], Any] | None = None  # what makes its outputs fit the state
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
-        return self._own
+        found = tuple(self._own.get(id(x), x) for x in self._problem.tensors)
+        if self._needs is None:
+            return found
+        return tuple(x for x, need in zip(found, self._needs, strict=True) if need)
 
     def time(self, t: Time) -> Tensor:
         """The 0-d tensor handed to the user: in the real dtype of the state, on its device."""

@@ -84,6 +84,7 @@ def test_the_spiral_s_network_is_the_cubic_spiral():
         torch.testing.assert_close(problem.func(0.0, y), y**3 @ matrix, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_robertson_s_reference_is_confirmed_by_differences():
     problem = robertson()
     truth = reference(problem)

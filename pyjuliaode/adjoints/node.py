@@ -167,7 +167,11 @@ def _gradients(
     way.stats.nfe_backward = gradients.nfe + nfe
     way.stats.alongside_backward = gradients.alongside
     way.stats.n_jacobians += gradients.jacobians
-    found = [gradients.start + grad[0], d_t, *gradients.tensors]
+    tensors = [
+        torch.zeros_like(x) if g is None and need else g
+        for x, g, need in zip(inputs[2:], gradients.tensors, needs.tensors, strict=True)
+    ]
+    found = [gradients.start + grad[0], d_t, *tensors]
     return found if unit == 1.0 else [None if g is None else g * unit for g in found]
 
 

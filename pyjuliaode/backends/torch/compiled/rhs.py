@@ -24,7 +24,7 @@ class CompiledRHS(RHS):
         needs: Sequence[bool] | None = None,
     ):
         super().__init__(problem, backward, needs)
-        self._field, self._needs = field, needs
+        self._field = field
 
     @torch.no_grad()
     def vjp(
