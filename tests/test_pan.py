@@ -365,6 +365,7 @@ def test_the_spiral_s_table_is_the_paper_s(tmp_path):
         assert rows[name, 6]["sequential"] < 60 < rows[name, 6]["total"]
 
 
+@pytest.mark.slow
 def test_lorenz_s_table(tmp_path):
     found, rows = rows_of("pan-lorenz", tmp_path)
     # here beta is 8/3 as float64 has it, there the fraction
