@@ -104,7 +104,7 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, way: Way, y0: Tensor, t: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        rows = way.forward(y0.detach().clone(), ctx.needs_input_grad[2])
+        rows = way.forward(y0.detach(), ctx.needs_input_grad[2])
         ctx.rows = torch.stack(rows) if isinstance(rows, list) else rows
         ctx.way, ctx.roots = way, (y0, t)  # whose values are not read: they may be written to
         ctx.save_for_backward(*tensors)

@@ -98,7 +98,7 @@ class ReplayWay(Way):
         )
         self.unchanged = Unchanged(self.problem, trace.witnesses)
         trace.step_y = trace.step_y if self.options.get("record") else []
-        self.trace, self.rhs = trace, None
+        self.trace, self.rhs, self.f0 = trace, None, None
         return trace.rows
 
     def backward(self, rows: Tensor, grad: Tensor, needs: Needs) -> Gradients:
